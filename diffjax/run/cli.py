@@ -1,0 +1,222 @@
+"""What every command line here does the same way: flags, config files, overrides. Imports no JAX."""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from diffjax.errors import UserError, did_you_mean
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are one line (`UserError`), with did-you-mean for flags."""
+
+    def __init__(self, **kwargs):
+        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str):
+        raise UserError(message)
+
+    def parse(self, argv: list[str]) -> argparse.Namespace:
+        """Like parse_args, but an unknown flag names its nearest neighbour."""
+        args, unknown = self.parse_known_args(argv)
+        refuse_unknown(unknown, self)
+        return args
+
+
+def refuse_unknown(unknown: list[str], parser: argparse.ArgumentParser) -> None:
+    """Raises `UserError` for the first of the words that `parser` did not take."""
+    if not unknown:
+        return
+    known = [option for action in parser._actions for option in action.option_strings]
+    word = unknown[0].split("=")[0]
+    if word.startswith("-"):
+        raise UserError(f"unknown flag {word}{did_you_mean(word, known)}")
+    raise UserError(f"unexpected argument {word!r}: flags are written --name value")
+
+
+def add_request_flags(parser: argparse.ArgumentParser, request) -> None:
+    """Adds one flag a field of a frozen dataclass: its value the default, its `help` the help."""
+    for field in dataclasses.fields(request):
+        value = getattr(request, field.name)
+        kind = type(value)
+        parser.add_argument(
+            f"--{field.name}",
+            type=_boolean if kind is bool else kind,
+            default=value,
+            help=field.metadata.get("help", ""),
+            metavar=kind.__name__.upper(),
+        )
+
+
+def read_request(args: argparse.Namespace, request):
+    """Returns the request with the values that its flags were given."""
+    values = {f.name: getattr(args, f.name) for f in dataclasses.fields(request)}
+    return dataclasses.replace(request, **values)
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in ("true", "1", "yes"):
+        return True
+    if text.lower() in ("false", "0", "no"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def load_config(path: str) -> ConfigDict:
+    """Runs a config file's get_config() and returns the ConfigDict, with `name` set from the file.
+
+    Raises `UserError` where the file is missing, does not run, or has no get_config().
+    """
+    file = Path(path)
+    if not file.is_file():
+        siblings = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
+        raise UserError(f"no config file {path}{did_you_mean(path, siblings)}")
+    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's own file raises
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config() must return an ml_collections.ConfigDict")
+    if "name" not in config:
+        config.name = file.stem
+    return config
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Separates `--config.field=value` words (or `--config.field value`) from the other flags."""
+    rest, overrides, words = [], [], list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--config."):
+            rest.append(word)
+        elif "=" in word:
+            overrides.append(word.removeprefix("--config."))
+        elif words:
+            overrides.append(f"{word.removeprefix('--config.')}={words.pop(0)}")
+        else:
+            raise UserError(f"{word} needs a value: {word}=VALUE")
+    return rest, overrides
+
+
+def apply_overrides(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+    """Returns a copy of the config with `field.sub=value` words applied, types kept.
+
+    Raises `UserError` for an unknown field (with the nearest one) or a value of another type.
+    """
+    config = config.copy_and_resolve_references()
+    for word in overrides:
+        field, _, text = word.partition("=")
+        node, parts = config, field.split(".")
+        for depth, part in enumerate(parts):
+            if not isinstance(node, ConfigDict) or part not in node:
+                # The nearest of all fields of the config, so that a field written without its
+                # group ("path" for "data.path") is found too.
+                known = _flat(config)
+                near = [k for k in known if k.split(".")[-1] == parts[-1]]
+                near += difflib.get_close_matches(field, known, n=1)
+                hint = f" (did you mean {near[0]!r}?)" if near else did_you_mean(part, node)
+                raise UserError(f"config has no field {field!r}{hint}")
+            if depth < len(parts) - 1:
+                node = node[part]
+        old = node[parts[-1]]
+        if isinstance(old, ConfigDict):
+            inside = ", ".join(f"{field}.{k}" for k in old)
+            raise UserError(f"config field {field!r} is a group: set one of {inside}")
+        node[parts[-1]] = _value(field, text, old)
+    config.lock()
+    return config
+
+
+def _value(field: str, text: str, old):
+    """The override's text as a value of the old one's type."""
+    if isinstance(old, str):
+        return text
+    try:
+        new = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text, text))
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        new = text
+    if isinstance(old, float) and type(new) is int:
+        new = float(new)
+    if isinstance(old, tuple) and isinstance(new, list):
+        new = tuple(new)
+    if old is not None and type(new) is not type(old):
+        raise UserError(f"config field {field!r} takes {type(old).__name__}, not {text!r}")
+    return new
+
+
+def _flat(config: ConfigDict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, ConfigDict):
+            flat.update(_flat(value, name + "."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def flatten(config: ConfigDict | dict) -> dict:
+    """Returns {"group.field": value} with JSON's own types, for comparing and for printing."""
+    return _flat(ConfigDict(json.loads(config_json(config))))
+
+
+def config_json(config: ConfigDict | dict) -> str:
+    """Returns the config as JSON text, keys sorted."""
+    plain = config.to_dict() if isinstance(config, ConfigDict) else config
+    return json.dumps(plain, indent=2, sort_keys=True)
+
+
+def read_json(path: Path, what: str, limit: int = 16 << 20):
+    """Reads a JSON file of at most `limit` bytes; `UserError` where missing, too large or not JSON."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file ({what})")
+    if path.stat().st_size > limit:
+        raise UserError(f"{path}: {path.stat().st_size} bytes is too large for {what}")
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a {what} ({error})") from error
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """Reads the config.json of a run directory."""
+    if not workdir.is_dir():
+        parent = workdir.parent
+        siblings = [str(p) for p in parent.iterdir()] if parent.is_dir() else []
+        raise UserError(f"no run directory {workdir}{did_you_mean(workdir, siblings)}")
+    if not (workdir / "config.json").is_file():
+        raise UserError(f"{workdir} is no run directory: it holds no config.json")
+    plain = read_json(workdir / "config.json", "run's config")
+    if not isinstance(plain, dict):
+        raise UserError(f"{workdir / 'config.json'}: not a run's config")
+    return ConfigDict(plain)
+
+
+def positive(text: str) -> int:
+    """argparse type: an int of at least 1."""
+    if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def step_range(flag: str, text: str) -> tuple[int, int] | None:
+    """Reads "FIRST:LAST" with FIRST < LAST; None where the text is empty."""
+    if not text:
+        return None
+    match = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise UserError(f"{flag} {text}: write FIRST:LAST with FIRST below LAST")
+    return int(match[1]), int(match[2])

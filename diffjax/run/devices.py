@@ -1,0 +1,45 @@
+"""Starting JAX: several processes, and a cache that makes the second run compile nothing."""
+
+import os
+from pathlib import Path
+
+import jax
+
+from diffjax.errors import UserError
+
+
+def start(distributed: str = "") -> None:
+    """Sets the compilation cache and joins the other processes. Call before any computation.
+
+    Args:
+      distributed: "" one process; "auto" what the cluster says (TPU pods, Slurm); or
+        "HOST:PORT,PROCESSES,INDEX" by hand.
+
+    Raises:
+      UserError: for a malformed value, or where the platform asked for is not there.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "diffjax" / "xla"))
+    if distributed == "auto":
+        jax.distributed.initialize()
+    elif distributed:
+        try:
+            address, count, index = distributed.split(",")
+            count, index = int(count), int(index)
+        except ValueError as error:
+            raise UserError(
+                f"--distributed {distributed}: 'auto' or HOST:PORT,PROCESSES,INDEX"
+            ) from error
+        if not 0 <= index < count or ":" not in address:
+            raise UserError(f"--distributed {distributed}: INDEX is from 0 to PROCESSES - 1")
+        # The backend of collectives between CPU processes; other platforms bring their own.
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(address, count, index)
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise UserError(
+            f"JAX finds no device: {str(error).splitlines()[0]} "
+            "(set JAX_PLATFORMS=cpu, or install the cuda or tpu extra)"
+        ) from error

@@ -1,0 +1,304 @@
+"""The one training loop, read from top to bottom: fork it rather than add a flag."""
+
+import collections
+import fcntl
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from diffjax.errors import UserError
+from diffjax.run import cli, logs, pictures, sampling, update
+from diffjax.run import mesh as meshes
+from diffjax.run.checkpoints import Checkpoints, append_json, cut_jsonl
+from diffjax.run.feed import make_feed
+from diffjax.run.system import System, save_assets
+from diffjax.weights import trees
+
+# What may change between two starts of one run: it moves to other devices, tells more or less.
+FREE = ("mesh.", "log_every", "checkpoint_every", "sample_every", "keep", "keep_every")
+FREE += ("num_samples", "data.path", "time_budget", "sampling.")
+
+
+def train(
+    system: System,
+    config,
+    workdir: Path,
+    *,
+    init_from: str = "",
+    profile: tuple[int, int] | None = None,
+) -> int:
+    """Trains to config.steps (or for config.time_budget seconds), resuming what `workdir` holds.
+
+    Args:
+      system: made from `config` without assets.
+      config: see `configs/`; the fields that every config has are listed in docs/design.md.
+      workdir: the run directory.
+      init_from: a run directory or safetensors file whose weights a new run starts from.
+      profile: (first, last) steps to record with the JAX profiler, into workdir/profile.
+
+    Returns:
+      The exit status: 0 done, 130 or 143 saved and left on Ctrl-C or SIGTERM.
+
+    Raises:
+      UserError: for what a person can mend, NaN included; the last good checkpoint is named.
+    """
+    # ---- devices, shapes --------------------------------------------------------------------
+    mesh = meshes.make_mesh(config.mesh)
+    update.check_batch(config, mesh)
+    check_config(config)
+    main = jax.process_index() == 0
+
+    # ---- the run directory ------------------------------------------------------------------
+    lock = prepare_workdir(system, config, workdir) if main else None
+    checkpoints = Checkpoints(workdir, keep=config.keep, keep_every=config.keep_every)
+    request, index = system.request, np.arange(config.num_samples)
+    system.condition(request, index)  # a bad config.sampling shows now, not after the training
+    newest = checkpoints.newest()
+
+    # ---- state: new, or where the run was -----------------------------------------------------
+    shapes, shardings = update.state_shapes(system, config, mesh)
+    elapsed = 0.0
+    if newest is not None:
+        state, meta = checkpoints.restore(shapes, newest)
+        elapsed = float(meta["elapsed"])
+        if meta["fingerprint"] != fingerprint(system):
+            raise UserError(f"{workdir} was trained on other data than {config.data.path}")
+    else:
+        state = update.init_state(system, config, shardings)
+        if init_from:
+            state = start_from(system, state, init_from, shardings)
+    first = step = newest or 0
+
+    def progress() -> float:
+        """The done share of the run: of its steps or of its time budget, whichever is further."""
+        share = step / config.steps
+        return max(share, elapsed / config.time_budget) if config.time_budget else share
+
+    if main:
+        cut_jsonl(workdir / "metrics.jsonl", step)
+        record = {"event": "resume" if newest is not None else "start", "step": step}
+        append_json(workdir / "log.jsonl", {**record, **logs.environment(config.seed)})
+    log = logs.Logger(workdir, start=step, steps=config.steps, batch_size=config.batch_size)
+    sample = sampling.sampler(system, request, mesh)
+
+    def save() -> None:
+        meta = {"elapsed": elapsed, "fingerprint": fingerprint(system), "ema": list(config.ema)}
+        checkpoints.save(state, meta)
+        if main:
+            append_json(workdir / "log.jsonl", {"event": "checkpoint", "step": step})
+
+    def draw() -> None:
+        outputs = sampling.collect(
+            system,
+            next(iter(state.ema.values())),
+            request,
+            num=config.num_samples,
+            seed=config.seed,
+            batch=config.num_samples,
+            mesh=mesh,
+            run=sample,
+        )
+        if main:
+            path = workdir / "samples" / f"step_{step:08d}{system.suffix}"
+            system.show(outputs, path)
+            copy(path, workdir / f"samples{system.suffix}")
+            pictures.loss_plot(workdir / "metrics.jsonl", workdir / "loss.png")
+
+    # ---- the step, compiled once ------------------------------------------------------------
+    feed = make_feed(system, config, mesh)
+    run_step = jax.jit(
+        update.step_function(system, config, feed, mesh),
+        donate_argnums=0,
+        out_shardings=(shardings, meshes.replicated(mesh)),
+    )
+    place = meshes.replicated(mesh)
+    data = feed.start(step)
+    pending, in_flight = [], collections.deque()
+    start_clock, before = time.monotonic(), elapsed
+
+    # ---- the loop ---------------------------------------------------------------------------
+    if progress() < 1:
+        log.say(f"{workdir}: {'resuming at' if step else 'from'} step {step} of {config.steps}")
+    with Signals() as signals:
+        stop = 0
+        while progress() < 1 and not stop:
+            if profile and step - first == profile[0]:
+                jax.profiler.start_trace(str(workdir / "profile"))
+            fed = next(data)
+            share = jax.device_put(np.float32(progress()), place)
+            with jax.transfer_guard("disallow"):
+                state, metrics = run_step(state, fed, share)
+            step += 1
+            pending.append(metrics)
+            # Two steps in flight keep the device busy and Ctrl-C prompt.
+            in_flight.append(metrics["loss"])
+            if len(in_flight) > 2:
+                jax.block_until_ready(in_flight.popleft())
+            # Processes agree on the clock and on a signal when they log: in between, talk costs.
+            logging = step % config.log_every == 0
+            if jax.process_count() == 1 or logging:
+                elapsed = agreed(before + time.monotonic() - start_clock)
+                stop = agreed(signals.got)
+            if profile and step - first == profile[1]:
+                jax.block_until_ready(state)
+                jax.profiler.stop_trace()
+            last = progress() >= 1
+            saving = step % config.checkpoint_every == 0 or last
+            if logging or saving:
+                if int(state.bad_step) >= 0:
+                    raise UserError(bad_step(int(state.bad_step), checkpoints, workdir))
+                means = {k: float(np.mean([float(m[k]) for m in pending])) for k in metrics}
+                pending.clear()
+                left = config.time_budget - elapsed if config.time_budget else None
+                log.metrics(step, means, left)
+            if saving:
+                save()
+            if step % config.sample_every == 0 and not last:
+                draw()
+
+    # ---- leave: saved, and at the end with a picture ------------------------------------------
+    finished = progress() >= 1
+    if not finished and int(state.bad_step) < 0:
+        save()
+    if finished and (step > first or not (workdir / f"samples{system.suffix}").exists()):
+        draw()
+    if finished and main and not (workdir / sampling.WEIGHTS).exists():
+        weights = jax.device_get(next(iter(state.ema.values())))
+        trees.save(weights, workdir / sampling.WEIGHTS, {"step": str(step)})
+    checkpoints.close()
+    log.close()
+    if main:
+        os.close(lock)
+    if finished:
+        done = "done" if step > first else "was finished already"
+        log.say(f"{workdir}: {done}, step {step}. Samples: {workdir}/samples{system.suffix}")
+        return 0
+    log.say(f"{workdir}: saved at step {step}; the same command resumes")
+    return 128 + int(stop)
+
+
+def check_config(config) -> None:
+    """Raises `UserError` for the numbers that every config has, where they make no sense."""
+    for name in ("steps", "checkpoint_every", "log_every", "sample_every", "num_samples", "keep"):
+        if config[name] < 1:
+            raise UserError(f"config.{name} {config[name]}: must be at least 1")
+    if config.time_budget < 0:
+        raise UserError(f"config.time_budget {config.time_budget}: seconds, 0 for none")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"config.seed {config.seed}: must be from 0 to {2**32 - 1}")
+    if not config.optimizer.learning_rate > 0:
+        raise UserError("config.optimizer.learning_rate must be above 0")
+
+
+def prepare_workdir(system: System, config, workdir: Path) -> int:
+    """Makes or checks the run directory; returns a lock that ends with the process.
+
+    Raises `UserError` where another process trains in it, or it holds a run of another config.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir} is a file")
+    known = workdir / "config.json"
+    if workdir.is_dir() and any(workdir.iterdir()) and not known.is_file():
+        held = [p.name for p in workdir.iterdir() if p.name != ".lock"]
+        if held:
+            raise UserError(f"--workdir {workdir} holds {held[0]!r} and is no run directory")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = os.open(workdir / ".lock", os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        raise UserError(f"--workdir {workdir}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UserError(f"{workdir}: another process is training here") from error
+    if known.is_file():
+        old, new = cli.flatten(cli.read_config(workdir)), cli.flatten(config)
+        differ = [
+            f"{k} {old.get(k)!r} -> {new.get(k)!r}"
+            for k in sorted(old.keys() | new.keys())
+            if old.get(k) != new.get(k) and not k.startswith(FREE)
+        ]
+        if differ:
+            raise UserError(
+                f"{workdir} holds a run with another config: {'; '.join(differ)}. "
+                "Give it the same values, or another --workdir"
+            )
+        return lock
+    save_assets(system.assets, workdir)
+    temporary = workdir / "config.json.tmp"
+    temporary.write_text(cli.config_json(config))
+    temporary.replace(known)
+    return lock
+
+
+def start_from(system: System, state: update.State, init_from: str, shardings) -> update.State:
+    """Returns the new state with the weights of another run or file, EMAs included."""
+    path = Path(init_from)
+    if path.is_dir():
+        cli.read_config(path)
+        mesh = shardings.step.mesh
+        params, _ = sampling.load_params(system, path, mesh)
+    else:
+        flat = trees.load(path)
+        params = jax.device_put(trees.fit(flat, state.params, init_from), shardings.params)
+    copies = {name: jax.tree.map(lambda a: a.copy(), params) for name in state.ema}
+    return state._replace(params=params, ema=copies)
+
+
+def fingerprint(system: System) -> str:
+    """Returns the training data's fingerprint, "" where the system keeps none."""
+    about = system.assets.get("data", {})
+    return about.get("fingerprint", "") if isinstance(about, dict) else ""
+
+
+def bad_step(step: int, checkpoints: Checkpoints, workdir: Path) -> str:
+    """Returns the line that the NaN guard leaves with."""
+    good = checkpoints.newest()
+    append_json(workdir / "log.jsonl", {"event": "not finite", "step": step})
+    kept = f"the last good checkpoint is step {good}" if good is not None else "no checkpoint yet"
+    return (
+        f"{workdir}: the loss or its gradient was not finite at step {step}; {kept}. "
+        "Lower config.optimizer.learning_rate or see docs/troubleshooting.md"
+    )
+
+
+def agreed(value: float) -> float:
+    """Returns the largest of all processes' values: clocks differ, the learning rate may not."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return float(np.max(multihost_utils.process_allgather(np.float32(value))))
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies a file under a temporary name, then renames it."""
+    temporary = target.with_name(target.name + ".tmp")
+    shutil.copyfile(source, temporary)
+    temporary.replace(target)
+
+
+class Signals:
+    """Inside its `with`, SIGINT and SIGTERM are only noted in `got` (2, 15); else 0.
+
+    A second Ctrl-C leaves at once.
+    """
+
+    def __enter__(self):
+        self.got = 0
+        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number, frame):
+        if self.got:
+            signal.signal(number, signal.default_int_handler)
+        self.got = number
+
+    def __exit__(self, *_):
+        for number, handler in self._old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,91 @@
+"""Devices as one mesh, and where each array lives on it."""
+
+import re
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from diffjax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor", "context")
+LOCAL = {"data": -1}  # all devices as data, for sampling
+BATCH = PartitionSpec(("data", "fsdp"))  # fsdp devices hold other rows and other parameters
+
+
+def make_mesh(sizes: dict[str, int]) -> Mesh:
+    """Returns the mesh over all devices; one size may be -1 (what is left).
+
+    Args:
+      sizes: {"data": -1, "fsdp": 1, "tensor": 1, "context": 1}, a config's `mesh`.
+
+    Raises:
+      UserError: where the sizes' product is not the number of devices.
+    """
+    shape = [int(sizes.get(axis, 1)) for axis in AXES]
+    count = jax.device_count()
+    if any(n < 1 and n != -1 for n in shape) or shape.count(-1) > 1:
+        raise UserError(f"config.mesh {dict(zip(AXES, shape))}: sizes are >= 1, one may be -1")
+    fixed = 1
+    for n in shape:
+        fixed *= n if n != -1 else 1
+    if -1 in shape and count % fixed == 0:
+        shape[shape.index(-1)] = count // fixed
+        fixed = count
+    if fixed != count:
+        given = " x ".join(f"{a}={n}" for a, n in zip(AXES, shape))
+        raise UserError(f"config.mesh {given} does not make {count} devices")
+    # Auto axes: shardings are hints on arrays and XLA does the rest; the explicit mode that
+    # make_mesh gives otherwise refuses plain indexing.
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def rows(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: its first dimension over `data` and `fsdp`."""
+    return NamedSharding(mesh, BATCH)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Returns into how many parts a batch is cut."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def tree_shardings(tree, rules, mesh: Mesh):
+    """Returns a sharding for each leaf of a tree of arrays or ShapeDtypeStructs.
+
+    The leaf's path ("params/block_0/conv/kernel") is searched with each rule's expression; the
+    first that matches gives its PartitionSpec, none means replicated. An axis that does not divide
+    its dimension is left out: correct everywhere, sharded where it fits.
+    """
+
+    def one(path, leaf):
+        name = path_name(path)
+        for pattern, spec in rules:
+            if re.search(pattern, name):
+                return NamedSharding(mesh, _fit(spec, leaf.shape, mesh))
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def path_name(path) -> str:
+    """Returns a tree path as "a/b/c"."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    if len(spec) > len(shape):  # optimiser scalars that share a parameter's path
+        return PartitionSpec()
+
+    def keep(axes, dim):
+        names = axes if isinstance(axes, tuple) else (axes,)
+        size = 1
+        for name in names:
+            size *= mesh.shape[name] if name else 1
+        return axes if size and dim % size == 0 else None
+
+    return PartitionSpec(*(keep(axes, dim) for axes, dim in zip(spec, shape)))

@@ -1,0 +1,92 @@
+"""Pictures for a person: a grid of samples, the curve of the loss."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Writes a PNG under a temporary name, then renames it: a reader never sees half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    image.save(temporary, format="PNG")
+    os.replace(temporary, path)
+
+
+def write_array(image: np.ndarray, path: Path) -> None:
+    """Writes one image uint8 [H, W, C], C of 1 or 3, as a PNG of its own size."""
+    image = np.asarray(image)
+    save_image(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), path)
+
+
+def labelled_grid(images, labels, names, path: Path) -> None:
+    """Draws images in rows, one row a class with its name where the classes come equally often.
+
+    Args:
+      images: uint8 [n, H, W, C] with C of 1 or 3.
+      labels: int [n], or None.
+      names: class names.
+      path: the PNG to write. Small images are enlarged by whole numbers, without smoothing.
+    """
+    images = np.asarray(images)
+    count, height, width, channels = images.shape
+    rows, titles = None, []
+    if labels is not None:
+        labels = np.asarray(labels)
+        kinds, counts = np.unique(labels, return_counts=True)
+        if len(set(counts)) == 1 and 1 < len(kinds) <= 100:
+            images = images[np.argsort(labels, kind="stable")]
+            rows, titles = len(kinds), [str(names[k]) for k in kinds]
+    if rows is None:
+        rows = max(1, math.floor(math.sqrt(count)))
+    columns = math.ceil(count / rows)
+    scale = max(1, 72 // max(height, width))
+    gap = max(1, scale)
+    cell_h, cell_w = height * scale + gap, width * scale + gap
+    font = ImageFont.load_default(max(10, min(16, cell_h // 4)))
+    margin = max((int(font.getlength(t)) for t in titles), default=0)
+    margin += 2 * gap + 6 if margin else gap
+    sheet = Image.new("RGB", (margin + columns * cell_w, gap + rows * cell_h), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, title in enumerate(titles):
+        draw.text((gap + 3, gap + row * cell_h + cell_h // 2), title, "black", font, anchor="lm")
+    for i, image in enumerate(images):
+        if channels == 1:
+            image = image.repeat(3, axis=-1)
+        tile = Image.fromarray(image[..., :3]).resize((width * scale, height * scale), 0)
+        sheet.paste(tile, (margin + i % columns * cell_w, gap + i // columns * cell_h))
+    save_image(sheet, path)
+
+
+def loss_plot(metrics: Path, path: Path) -> None:
+    """Draws the loss and the learning rate of a metrics.jsonl over the steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    records = [r for r in records if "loss" in r]
+    if not records:
+        return
+    steps = np.array([r["step"] for r in records])
+    loss = np.array([r["loss"] for r in records])
+    window = max(1, len(loss) // 25)
+    smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.add_subplot()
+    axis.plot(steps, loss, color="tab:blue", alpha=0.25, label="loss")
+    if window > 1:
+        axis.plot(steps[window - 1 :], smooth, color="tab:blue", label=f"mean of {window} lines")
+    axis.set(xlabel="step", ylabel="loss", yscale="log", title="training loss")
+    axis.grid(alpha=0.3, which="both")
+    rates = axis.twinx()
+    rates.plot(steps, [r["learning_rate"] for r in records], "tab:orange", lw=1, alpha=0.7)
+    rates.set_ylabel("learning rate", color="tab:orange")
+    axis.legend(loc="upper right")
+    temporary = path.with_name(path.name + ".tmp")
+    figure.savefig(temporary, dpi=100, format="png")
+    os.replace(temporary, path)

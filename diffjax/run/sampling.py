@@ -1,0 +1,145 @@
+"""Sampling in batches, over all devices, so that sample s depends on (seed, s) alone."""
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from diffjax.errors import UserError, choose
+from diffjax.run import mesh as meshes
+from diffjax.run.checkpoints import Checkpoints
+from diffjax.run.system import System
+from diffjax.weights import trees
+
+WEIGHTS = "weights.safetensors"  # a run's EMA weights alone, without checkpoints
+
+
+def sampler(system: System, request, mesh: Mesh) -> Callable:
+    """Returns jitted (params, seed uint32, index int32 [B], condition) -> outputs [B, ...].
+
+    The batch is cut over the mesh; params keep the shardings they come with.
+    """
+
+    def run(params, seed, index, condition):
+        base = jax.random.key(seed)
+        keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(index)
+        keys, condition = jax.lax.with_sharding_constraint((keys, condition), meshes.rows(mesh))
+        return system.sample(params, keys, condition, request)
+
+    return jax.jit(run)
+
+
+def batches(
+    system: System, params, request, *, num: int, seed: int, batch: int, mesh: Mesh, run=None
+) -> Iterator[dict]:
+    """Yields outputs of samples 0 .. num - 1 as NumPy trees, `batch` at a time, one compile.
+
+    The last batch is filled up with samples that are made and thrown away. `run` is a `sampler`
+    made before, to compile once for several calls.
+    """
+    run = run or sampler(system, request, mesh)
+    size = min(batch, num)
+    size += -size % meshes.batch_shards(mesh)
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed {seed}: must be from 0 to {2**32 - 1}")
+    place = functools.partial(_global, sharding=meshes.rows(mesh))
+    for start in range(0, num, size):
+        index = np.arange(start, start + size)
+        condition = system.condition(request, index)
+        number = _global(np.uint32(seed), meshes.replicated(mesh))
+        outputs = run(params, number, place(index.astype(np.int32)), jax.tree.map(place, condition))
+        keep = min(size, num - start)
+        yield jax.tree.map(lambda a: a[:keep], fetch(outputs))  # noqa: B023
+
+
+def collect(system: System, params, request, *, progress: bool = False, **kwargs):
+    """Returns all of `batches` as one NumPy tree [num, ...]; `progress` shows a bar."""
+    parts, bar = [], tqdm(total=kwargs["num"], unit="sample", disable=None if progress else True)
+    for part in batches(system, params, request, **kwargs):
+        parts.append(part)
+        bar.update(len(jax.tree.leaves(part)[0]))
+    bar.close()
+    return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+
+
+def fetch(tree):
+    """Returns a tree of global arrays as NumPy, on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def load_params(system: System, workdir: Path, mesh: Mesh, *, ema: str = "", step: int = -1):
+    """Returns (params, description) of a run directory, placed by the system's sharding rules.
+
+    Args:
+      ema: which EMA; "" is the config's first, "none" the raw parameters.
+      step: a checkpoint's step; -1 is the newest. A directory without checkpoints is read from
+        its weights.safetensors, the EMA of its last step.
+
+    Raises:
+      UserError: where what is asked for is not there or cannot be read.
+    """
+    shapes = jax.eval_shape(system.init, jax.random.key(0))
+    shardings = meshes.tree_shardings(shapes, system.sharding, mesh)
+    structs = jax.tree.map(
+        lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings
+    )
+    if (workdir / "checkpoints").is_dir():
+        checkpoints = Checkpoints(workdir)
+        if checkpoints.newest() is not None:
+            step = checkpoints.newest() if step < 0 else step
+            names = {name: name for name in checkpoints.meta(step)["ema"]}
+            if ema == "none":
+                found = checkpoints.restore_part({"params": structs}, step)["params"]
+            else:
+                ema = choose(ema, {**names, "none": ""}, "--ema") if ema else next(iter(names))
+                found = checkpoints.restore_part({"ema": {ema: structs}}, step)["ema"][ema]
+            return found, f"step {step}, {'raw weights' if ema == 'none' else 'EMA ' + ema}"
+    file = workdir / WEIGHTS
+    if not file.is_file():
+        raise UserError(f"{workdir} holds no checkpoint and no {WEIGHTS} yet: train it first")
+    if step >= 0 or ema not in ("", "ema"):
+        raise UserError(f"{workdir} holds only {WEIGHTS}: --step and --ema need its checkpoints")
+    flat = trees.load(file)
+    return jax.device_put(trees.fit(flat, shapes, str(file)), shardings), WEIGHTS
+
+
+def save(system: System, outputs, path: Path) -> str:
+    """Writes outputs as PATH says: .npz arrays, a picture, or (no ending) a folder of pictures.
+
+    Returns one line that says what was written.
+    """
+    count = len(jax.tree.leaves(outputs)[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npz":
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **outputs)
+        temporary.replace(path)
+        return f"{count} samples in {path}"
+    if path.suffix == system.suffix:
+        system.show(outputs, path)
+        return f"{count} samples in {path}"
+    if path.suffix:
+        raise UserError(
+            f"--out {path}: ends in {system.suffix} for a picture, .npz for arrays, "
+            "or nothing for a folder"
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        one = jax.tree.map(lambda a: a[i], outputs)  # noqa: B023
+        system.write(one, path / f"{i:06d}{system.suffix}")
+    return f"{count} pictures in {path}/"
+
+
+def _global(array, sharding):
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+

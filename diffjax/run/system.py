@@ -1,0 +1,81 @@
+"""The only contract between a paper and the rest: what a system gives to training and sampling."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class System:
+    """A diffusion system as a record of pure functions. `run` knows this and nothing else.
+
+    Shapes: B samples a batch. `keys` is a typed key array [B], one key a sample, so that sample i
+    does not depend on what else is in its batch.
+
+    Attributes:
+      init: key -> params. Traceable; may be called eagerly.
+      loss: (params, batch, key) -> (scalar float32, {name: scalar}). `batch` holds the source's
+        fields with a leading B, and `row` int32 [B], the row's number in the global batch: draws
+        made from fold_in(key, row) do not depend on sharding or gradient accumulation.
+      request: a frozen dataclass, the default request; its fields are sample.py's flags.
+      condition: (request, index int [B]) -> a pytree of arrays [B, ...], on the host: what
+        sample number `index` is conditioned on. Raises `UserError` for a condition it cannot meet.
+      sample: (params, keys, condition, request) -> outputs, a pytree of arrays [B, ...]. Pure in
+        its arrays, `request` is static.
+      data: split -> a source (see `diffjax.data.sources`).
+      balanced: whether training draws classes evenly.
+      show: (outputs, path) -> None: writes a picture for a person. Host side.
+      write: (output, path) -> None: writes one sample as it is, for use elsewhere. Host side.
+      suffix: the file ending of `show`'s pictures and `write`'s files.
+      evaluate: (outputs, source, metrics, seed) -> a JSON-ready dict of scores. Host side.
+      sharding: ((regular expression over a parameter's path, PartitionSpec), ...), first match.
+      assets: {name: array or JSON value}: what sampling needs beside weights; kept in `assets/`.
+      process, denoiser: the core's process and (params, x, t, cond) -> x0, for studies.
+    """
+
+    init: Callable
+    loss: Callable
+    request: Any
+    condition: Callable
+    sample: Callable
+    data: Callable
+    show: Callable
+    write: Callable
+    evaluate: Callable
+    balanced: bool = False
+    suffix: str = ".png"
+    sharding: tuple = ()
+    assets: dict[str, Any] = dataclasses.field(default_factory=dict)
+    process: Any = None
+    denoiser: Callable | None = None
+
+
+def save_assets(assets: dict[str, Any], workdir: Path) -> None:
+    """Writes each asset: an array as assets/NAME.npy, anything else as assets/NAME.json."""
+    folder = workdir / "assets"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in assets.items():
+        if isinstance(value, np.ndarray):
+            np.save(folder / f"{name}.npy", value, allow_pickle=False)
+        else:
+            (folder / f"{name}.json").write_text(json.dumps(value, indent=1))
+
+
+def load_assets(workdir: Path) -> dict[str, Any]:
+    """Reads what `save_assets` wrote; `UserError` names a file that cannot be read."""
+    assets = {}
+    for file in sorted((workdir / "assets").glob("*")):
+        try:
+            if file.suffix == ".npy":
+                assets[file.stem] = np.load(file, allow_pickle=False)
+            elif file.suffix == ".json":
+                assets[file.stem] = json.loads(file.read_text())
+        except (ValueError, OSError, EOFError) as error:
+            raise UserError(f"{file}: cannot be read ({error})") from error
+    return assets

@@ -1,0 +1,216 @@
+"""EDM (Karras et al. 2022, arXiv 2206.00364): an image model, class-conditional where labels are.
+
+Training is equations 7 and 8 with log-normal noise levels, sampling is Algorithm 2; both live in
+`core`. This room adds images, labels and label dropout for classifier-free guidance.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax import nets
+from diffjax.core import denoisers, grids, guidance, objectives, processes, samplers
+from diffjax.data import sources
+from diffjax.errors import UserError, choose, did_you_mean
+from diffjax.run import pictures
+from diffjax.run.system import System
+
+
+def _field(default, help: str):
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What one call of the sampler is asked for; the defaults come from the run's config."""
+
+    steps: int = _field(18, "sampler steps; heun evaluates the network 2 steps - 1 times")
+    sampler: str = _field("heun", "heun, euler, ddim or ancestral")
+    guidance: float = _field(1.0, "classifier-free guidance scale; 1 is none")
+    cond: str = _field("", "class names or numbers, comma-separated; empty: all classes in turn")
+    sigma_min: float = _field(0.002, "smallest noise level before 0")
+    sigma_max: float = _field(80.0, "noise level of the start")
+    rho: float = _field(7.0, "shape of the noise levels, equation 5")
+    churn: float = _field(0.0, "S_churn of Algorithm 2 (heun and euler)")
+    eta: float = _field(0.0, "0 deterministic .. 1 ancestral (ddim)")
+
+
+SAMPLERS = ("heun", "euler", "ddim", "ancestral")
+
+
+def make(config, assets: dict | None = None) -> System:
+    """Returns the EDM system of a config; see `configs/emoji.py` for its fields.
+
+    Raises:
+      UserError: where data or fields cannot be used.
+    """
+
+    @functools.cache
+    def data(split: str):
+        return sources.open_source(config.data.path, split, config.data.image_size or None)
+
+    assets = {"data": _describe(data("train"))} if assets is None else assets
+    about = _checked(assets)
+    shape, names = tuple(about["image_shape"]), tuple(about["class_names"])
+    null = len(names)
+    net = nets.make(config.network, channels=shape[-1], num_classes=len(names), shape=shape)
+    process = processes.edm()
+    settings = config.diffusion
+    objective = objectives.edm(settings.p_mean, settings.p_std, settings.sigma_data)
+    coefficients = denoisers.edm_coefficients(settings.sigma_data)
+    if not 0 <= settings.label_dropout < 1:
+        raise UserError("config.diffusion.label_dropout must be in [0, 1)")
+
+    def init(key):
+        struct = jax.ShapeDtypeStruct
+        inputs = ((1, *shape), jnp.float32), ((1,), jnp.float32), ((1,), jnp.int32)
+        return net.lazy_init(key, *(struct(*i) for i in inputs))["params"]
+
+    def estimate(params, x, ratio, label):
+        """D(x; sigma): x [B, H, W, C], ratio broadcasting against x, label int32 [B]."""
+
+        def network(x, c_noise, label):
+            c_noise = jnp.broadcast_to(c_noise.reshape(-1), x.shape[:1])
+            return net.apply({"params": params}, x, c_noise, label)
+
+        return denoisers.preconditioned(network, coefficients)(x, ratio, label)
+
+    def denoiser(params, x, t, label):
+        return denoisers.on(process, lambda x, ratio: estimate(params, x, ratio, label))(x, t)
+
+    def loss(params, batch, key):
+        keys = jax.vmap(lambda row: jax.random.split(jax.random.fold_in(key, row), 3))(batch["row"])
+        draw = jax.vmap(lambda k: jax.random.normal(k, (1, 1, 1)))(keys[:, 0])
+        n = jax.vmap(lambda k: jax.random.normal(k, shape))(keys[:, 1])
+        label = batch.get("label", jnp.zeros_like(batch["row"]))
+        if null:
+            dropped = jax.vmap(jax.random.uniform)(keys[:, 2]) < settings.label_dropout
+            label = jnp.where(dropped, null, label)
+        error = objectives.loss(
+            objective,
+            process,
+            lambda x, t: denoiser(params, x, t, label),
+            to_float(batch["image"]),
+            objective.time(draw),
+            n,
+        )
+        return jnp.mean(error), {}
+
+    def condition(request: Request, index: np.ndarray) -> np.ndarray:
+        _check(request)
+        labels = _labels(request.cond, names)
+        return labels[index % len(labels)]
+
+    def sample(params, keys, label, request: Request):
+        grid = grids.karras(request.steps, request.sigma_min, request.sigma_max, request.rho)
+        denoise = lambda x, t: denoiser(params, x, t, label)
+        if null and request.guidance != 1:
+            nobody = jnp.full_like(label, null)
+            denoise = guidance.cfg(
+                denoise, lambda x, t: denoiser(params, x, t, nobody), request.guidance
+            )
+        normal = lambda k: jax.vmap(
+            lambda key: jax.random.normal(jax.random.fold_in(key, k), shape)
+        )(keys)
+        # Draw 0 is the start, draw k + 1 is the sampler's k-th.
+        x = solve(request, denoise, process, grid, normal(0) * grid[0], lambda k: normal(k + 1))
+        image = jnp.clip(127.5 * x + 128, 0, 255).astype(jnp.uint8)
+        return {"image": image, "label": label}
+
+    def show(outputs, path):
+        labels = outputs["label"] if null else None
+        pictures.labelled_grid(outputs["image"], labels, names, path)
+
+    def evaluate(outputs, source, metrics, seed):
+        from diffjax.metrics import report
+
+        return report.score_run(outputs, source, metrics, seed)
+
+    return System(
+        init=init,
+        loss=loss,
+        request=Request(**config.sampling),
+        condition=condition,
+        sample=sample,
+        data=data,
+        show=show,
+        write=lambda output, path: pictures.write_array(output["image"], path),
+        evaluate=evaluate,
+        balanced=config.data.balanced and bool(null),
+        sharding=nets.sharding(config.network),
+        assets=assets,
+        process=process,
+        denoiser=denoiser,
+    )
+
+
+def solve(request: Request, denoise, process, grid, x, noise):
+    """Runs the sampler that the request names from x at the grid's first level to x0."""
+    if request.sampler == "ddim":
+        return samplers.ddim(
+            denoise, process, grid, x, noise, delta=samplers.posterior(request.eta)
+        )
+    if request.sampler == "ancestral":
+        return samplers.ddim(denoise, process, grid, x, noise, delta=samplers.posterior(1.0))
+    hat = samplers.churn(grid, request.churn) if request.churn else None
+    order = 2 if request.sampler == "heun" else 1
+    return samplers.ode(denoise, process, grid, x, noise, hat=hat, order=order)
+
+
+def to_float(image: jax.Array) -> jax.Array:
+    """uint8 -> float32 in [-1, 1]: x / 127.5 - 1."""
+    return image.astype(jnp.float32) / 127.5 - 1
+
+
+def _describe(source) -> dict:
+    return {
+        "image_shape": list(source.image_shape),
+        "class_names": list(source.class_names),
+        "fingerprint": source.fingerprint,
+    }
+
+
+def _checked(assets: dict) -> dict:
+    about = assets.get("data")
+    if not isinstance(about, dict) or not {"image_shape", "class_names"} <= set(about):
+        raise UserError("the run directory lacks assets/data.json (image_shape, class_names)")
+    shape = about["image_shape"]
+    if not (len(shape) == 3 and all(isinstance(n, int) and 0 < n <= 8192 for n in shape)):
+        raise UserError(f"assets/data.json: image_shape {shape} is no [height, width, channels]")
+    return about
+
+
+def _check(request: Request) -> None:
+    choose(request.sampler, dict.fromkeys(SAMPLERS), "--sampler")
+    if request.steps < 1 or request.steps > 10_000:
+        raise UserError(f"--steps {request.steps}: must be from 1 to 10000")
+    if not 0 < request.sigma_min < request.sigma_max:
+        raise UserError(
+            f"--sigma_min {request.sigma_min} must be above 0 and below "
+            f"--sigma_max {request.sigma_max}"
+        )
+    if request.rho <= 0 or request.churn < 0 or not 0 <= request.eta <= 1:
+        raise UserError("--rho must be above 0, --churn at least 0, --eta in [0, 1]")
+
+
+def _labels(cond: str, names: tuple[str, ...]) -> np.ndarray:
+    """The labels that `--cond` asks for, by name or number; all of them where it is empty."""
+    if not names:
+        if cond:
+            raise UserError(f"--cond {cond}: this model has no classes")
+        return np.zeros(1, np.int32)
+    if not cond:
+        return np.arange(len(names), dtype=np.int32)
+    labels = []
+    for word in cond.split(","):
+        word = word.strip()
+        if word in names:
+            labels.append(names.index(word))
+        elif word.isdecimal() and int(word) < len(names):
+            labels.append(int(word))
+        else:
+            raise UserError(f"--cond: no class {word!r}{did_you_mean(word, names)}")
+    return np.asarray(labels, np.int32)

@@ -1,0 +1,150 @@
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax.errors import UserError
+from diffjax.metrics.features import (
+    FeatureNet,
+    classifier_net,
+    emoji_classifier,
+    extract,
+    feature_net,
+    load_classifier,
+    resized,
+    spatial_features,
+)
+
+
+def pictures(n, h=24, w=24, c=3, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, h, w, c), np.uint8)
+
+
+def test_pixels_are_box_means():
+    images = pictures(3, 16, 24)
+    want = images.reshape(3, 8, 2, 8, 3, 3).mean((2, 4)) / 255
+    net = feature_net("pixels")
+    got = extract(net, images)
+    assert got.dtype == np.float32 and got.shape == (3, net.dim)
+    np.testing.assert_allclose(got, want.reshape(3, -1), atol=1e-6)
+
+
+@pytest.mark.parametrize(("h", "w"), [(5, 20), (8, 8), (13, 7)])
+def test_pixels_of_any_size_keep_the_mean(h, w):
+    images = pictures(2, h, w)
+    got = extract(feature_net("pixels"), images).reshape(2, 64, 3).mean(1)
+    np.testing.assert_allclose(got, images.mean((1, 2)) / 255, atol=1e-6)
+
+
+def test_spatial_features_flatten_the_first_channels():
+    got = spatial_features(jnp.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5), channels=2)
+    assert got.shape == (2, 24)
+    assert got[0, :4].tolist() == [0, 1, 5, 6]
+    assert spatial_features(jnp.zeros((1, 17, 17, 192))).shape == (1, 2023)
+
+
+def test_resizing_is_antialiased_and_leaves_its_own_size_alone():
+    images = pictures(1, 24, 24)
+    np.testing.assert_array_equal(resized(images, 24, 24), images.astype(np.float32) / 127.5 - 1)
+    checks = np.zeros((1, 96, 96, 1), np.uint8)
+    checks[:, ::2], checks[:, :, ::2] = 255, checks[:, :, ::2] ^ 255
+    small = resized(checks, 24, 24)
+    assert small.shape == (1, 24, 24, 1)
+    assert float(jnp.std(small)) < 0.1
+
+
+def test_extract_compiles_once_and_pads_the_last_batch():
+    traces = []
+
+    def apply(images):
+        traces.append(images.shape)
+        return images.astype(jnp.float32).mean((1, 2))
+
+    net = FeatureNet("means", 3, apply)
+    images = pictures(10, 6, 5)
+    got = extract(net, images, batch_size=4)
+    np.testing.assert_allclose(got, images.mean((1, 2)), rtol=1e-6)
+    extract(net, images[:1], batch_size=4)
+    assert traces == [(4, 6, 5, 3)]
+
+
+def test_one_channel_is_repeated_to_three():
+    grey = pictures(4, 24, 24, 1)
+    for name in ("pixels", "emoji"):
+        net = feature_net(name)
+        np.testing.assert_array_equal(extract(net, grey), extract(net, np.repeat(grey, 3, -1)))
+
+
+def test_emoji_net_has_the_shapes_that_it_says():
+    net = feature_net("emoji")
+    assert net is emoji_classifier()
+    for h, w in ((24, 24), (40, 17)):
+        images = pictures(5, h, w)
+        features = extract(net, images, batch_size=8)
+        probs = extract(net, images, batch_size=8, output="probs")
+        assert features.shape == (5, net.dim) and features.dtype == np.float32
+        assert probs.shape == (5, len(net.classes)) and probs.min() >= 0
+        np.testing.assert_allclose(probs.sum(1), 1, rtol=1e-6)
+        assert extract(net, images, batch_size=8, output="spatial").shape == (5, 6 * 6 * 7)
+
+
+def test_features_of_a_picture_do_not_depend_on_its_batch():
+    net, images = feature_net("emoji"), pictures(5)
+    alone = np.concatenate([extract(net, images[i : i + 1], batch_size=8) for i in range(5)])
+    np.testing.assert_allclose(extract(net, images, batch_size=8), alone, atol=1e-5)
+
+
+def test_shipped_weights_reach_the_accuracy_that_they_claim():
+    from importlib.resources import files
+
+    from diffjax.data.sources import embedded
+
+    path = files("diffjax.metrics") / "emoji_classifier.safetensors"
+    assert path.stat().st_size < 1_000_000
+    module, params, metadata = load_classifier(path)
+    data, held = embedded(), json.loads(metadata["held_out"])
+    fingerprint = hashlib.sha256(data.images.tobytes() + data.labels.tobytes()).hexdigest()
+    assert fingerprint == metadata["data_sha256"]
+    net = classifier_net("emoji", module, params, json.loads(metadata["class_names"]))
+    assert net.classes == tuple(data.class_names) == emoji_classifier().classes
+    right = extract(net, data.images[held], output="probs").argmax(1) == data.labels[held]
+    assert right.mean() > 0.9
+    assert abs(right.mean() - float(metadata["held_out_accuracy"])) < 0.02
+    assert str(round(100 * float(metadata["held_out_accuracy"]), 1)) in (
+        files("diffjax.metrics") / "emoji_classifier.md"
+    ).read_text(encoding="utf-8")
+
+
+def test_user_errors(tmp_path):
+    with pytest.raises(UserError, match="did you mean 'emoji'"):
+        feature_net("emojis")
+    net = feature_net("pixels")
+    for wrong in (pictures(2).astype(np.float32), pictures(2)[0], pictures(2, c=4)):
+        with pytest.raises(UserError, match="must be uint8"):
+            extract(net, wrong)
+    with pytest.raises(UserError, match="no features of images"):
+        extract(net, pictures(2)[:0])
+    with pytest.raises(UserError, match="'pixels' has no probs"):
+        extract(net, pictures(2), output="probs")
+    (tmp_path / "x.safetensors").write_bytes(b"not weights")
+    with pytest.raises(UserError, match="not a classifier's weights"):
+        load_classifier(tmp_path / "x.safetensors")
+
+
+def test_extract_runs_in_full_float32():
+    net = FeatureNet("product", 4, lambda x: x.reshape(len(x), -1).astype(jnp.float32) @ w)
+    w = jnp.ones((12, 4), jnp.float32)
+    with jax.default_matmul_precision("highest"):
+        jaxpr = str(jax.make_jaxpr(net.apply)(pictures(2, 2, 2)))
+    assert "HIGHEST" in jaxpr
+    lowered = []
+
+    def spy(x):
+        lowered.append(jax.config.jax_default_matmul_precision)
+        return net.apply(x)
+
+    extract(FeatureNet("spy", 4, spy), pictures(2, 2, 2))
+    assert lowered == ["highest"]

@@ -1,0 +1,49 @@
+"""Train: `python train.py [--config configs/NAME.py] [--workdir runs/NAME] [--config.field=value]`.
+
+The same command resumes. `python train.py --help` lists the flags, the config file the fields.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from diffjax.errors import UserError, command
+from diffjax.run import cli
+
+HERE = Path(__file__).resolve().parent
+
+
+@command
+def main(argv: list[str]) -> int:
+    argv, overrides = cli.split_overrides(argv)
+    parser = cli.Parser(prog="train.py", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--config", default=str(HERE / "configs" / "emoji.py"), help="a config file")
+    add("--workdir", default="", help="the run directory; empty: runs/ and the config's name")
+    add("--init_from", default="", help="fine-tune: a run directory or a .safetensors file")
+    add("--dry_run", action="store_true", help="print parameters, FLOPs, memory, shapes; no step")
+    add("--deterministic", action="store_true", help="the same bits each time on a GPU; slower")
+    add("--profile_steps", default="", help="FIRST:LAST step to profile into workdir/profile")
+    add("--distributed", default="", help="'auto' on a pod, or HOST:PORT,PROCESSES,INDEX")
+    args = parser.parse(argv)
+    config = cli.apply_overrides(cli.load_config(args.config), overrides)
+    profile = cli.step_range("--profile_steps", args.profile_steps)
+    if args.deterministic:
+        flags = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+
+    from diffjax import systems  # JAX is imported after its flags are set
+    from diffjax.run import devices, dry_run, loop
+
+    devices.start(args.distributed)
+    workdir = Path(args.workdir or f"runs/{config.name}")
+    if args.init_from and Path(args.init_from).resolve() == workdir.resolve():
+        raise UserError("--init_from is the workdir itself: the same command resumes without it")
+    system = systems.make(config)
+    if args.dry_run:
+        return dry_run.report(system, config)
+    return loop.train(system, config, workdir, init_from=args.init_from, profile=profile)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
