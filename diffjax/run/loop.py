@@ -54,7 +54,8 @@ def train(
     main = jax.process_index() == 0
 
     # ---- the run directory ------------------------------------------------------------------
-    lock = prepare_workdir(system, config, workdir) if main else None
+    lock = prepare_workdir(system, config, workdir, main)
+    meet("workdir")
     checkpoints = Checkpoints(workdir, keep=config.keep, keep_every=config.keep_every)
     request, index = system.request, np.arange(config.num_samples)
     system.condition(request, index)  # a bad config.sampling shows now, not after the training
@@ -172,7 +173,7 @@ def train(
         trees.save(weights, workdir / sampling.WEIGHTS, {"step": str(step)})
     checkpoints.close()
     log.close()
-    if main:
+    if lock is not None:
         os.close(lock)
     if finished:
         done = "done" if step > first else "was finished already"
@@ -195,14 +196,20 @@ def check_config(config) -> None:
         raise UserError("config.optimizer.learning_rate must be above 0")
 
 
-def prepare_workdir(system: System, config, workdir: Path) -> int:
+def prepare_workdir(system: System, config, workdir: Path, main: bool = True) -> int | None:
     """Makes or checks the run directory; returns a lock that ends with the process.
+
+    Every process checks, so that all leave on a mistake; only `main` writes and locks.
 
     Raises `UserError` where another process trains in it, or it holds a run of another config.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir} is a file")
     known = workdir / "config.json"
+    if known.is_file():
+        refuse_other_config(config, workdir)
+    if not main:
+        return None
     if workdir.is_dir() and any(workdir.iterdir()) and not known.is_file():
         held = [p.name for p in workdir.iterdir() if p.name != ".lock"]
         if held:
@@ -217,23 +224,27 @@ def prepare_workdir(system: System, config, workdir: Path) -> int:
     except OSError as error:
         raise UserError(f"{workdir}: another process is training here") from error
     if known.is_file():
-        old, new = cli.flatten(cli.read_config(workdir)), cli.flatten(config)
-        differ = [
-            f"{k} {old.get(k)!r} -> {new.get(k)!r}"
-            for k in sorted(old.keys() | new.keys())
-            if old.get(k) != new.get(k) and not k.startswith(FREE)
-        ]
-        if differ:
-            raise UserError(
-                f"{workdir} holds a run with another config: {'; '.join(differ)}. "
-                "Give it the same values, or another --workdir"
-            )
         return lock
     save_assets(system.assets, workdir)
     temporary = workdir / "config.json.tmp"
     temporary.write_text(cli.config_json(config))
     temporary.replace(known)
     return lock
+
+
+def refuse_other_config(config, workdir: Path) -> None:
+    """Raises `UserError` with the fields in which the run in `workdir` has another config."""
+    old, new = cli.flatten(cli.read_config(workdir)), cli.flatten(config)
+    differ = [
+        f"{k} {old.get(k)!r} -> {new.get(k)!r}"
+        for k in sorted(old.keys() | new.keys())
+        if old.get(k) != new.get(k) and not k.startswith(FREE)
+    ]
+    if differ:
+        raise UserError(
+            f"{workdir} holds a run with another config: {'; '.join(differ)}. "
+            "Give it the same values, or another --workdir"
+        )
 
 
 def start_from(system: System, state: update.State, init_from: str, shardings) -> update.State:
@@ -274,6 +285,14 @@ def agreed(value: float) -> float:
     from jax.experimental import multihost_utils
 
     return float(np.max(multihost_utils.process_allgather(np.float32(value))))
+
+
+def meet(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
 
 
 def copy(source: Path, target: Path) -> None:

@@ -34,13 +34,23 @@ def sampler(system: System, request, mesh: Mesh) -> Callable:
 
 
 def batches(
-    system: System, params, request, *, num: int, seed: int, batch: int, mesh: Mesh, run=None
+    system: System,
+    params,
+    request,
+    *,
+    num: int,
+    seed: int,
+    batch: int,
+    mesh: Mesh,
+    run: Callable | None = None,
+    condition: Callable | None = None,
 ) -> Iterator[dict]:
     """Yields outputs of samples 0 .. num - 1 as NumPy trees, `batch` at a time, one compile.
 
     The last batch is filled up with samples that are made and thrown away. `run` is a `sampler`
-    made before, to compile once for several calls.
+    made before, to compile once for several calls; `condition` replaces the request's: index -> it.
     """
+    condition = condition or functools.partial(system.condition, request)
     run = run or sampler(system, request, mesh)
     size = min(batch, num)
     size += -size % meshes.batch_shards(mesh)
@@ -49,9 +59,9 @@ def batches(
     place = functools.partial(_global, sharding=meshes.rows(mesh))
     for start in range(0, num, size):
         index = np.arange(start, start + size)
-        condition = system.condition(request, index)
+        wanted = jax.tree.map(place, condition(index))
         number = _global(np.uint32(seed), meshes.replicated(mesh))
-        outputs = run(params, number, place(index.astype(np.int32)), jax.tree.map(place, condition))
+        outputs = run(params, number, place(index.astype(np.int32)), wanted)
         keep = min(size, num - start)
         yield jax.tree.map(lambda a: a[:keep], fetch(outputs))  # noqa: B023
 

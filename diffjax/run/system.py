@@ -26,6 +26,8 @@ class System:
       request: a frozen dataclass, the default request; its fields are sample.py's flags.
       condition: (request, index int [B]) -> a pytree of arrays [B, ...], on the host: what
         sample number `index` is conditioned on. Raises `UserError` for a condition it cannot meet.
+      condition_like: (request, source, index) -> the same, but conditioned as the source's
+        examples are, for scoring against them.
       sample: (params, keys, condition, request) -> outputs, a pytree of arrays [B, ...]. Pure in
         its arrays, `request` is static.
       data: split -> a source (see `diffjax.data.sources`).
@@ -33,7 +35,8 @@ class System:
       show: (outputs, path) -> None: writes a picture for a person. Host side.
       write: (output, path) -> None: writes one sample as it is, for use elsewhere. Host side.
       suffix: the file ending of `show`'s pictures and `write`'s files.
-      evaluate: (outputs, source, metrics, seed) -> a JSON-ready dict of scores. Host side.
+      evaluate: (source, metrics, net name) -> score, with score(outputs, seed) -> a JSON-ready
+        dict. The first call raises `UserError` for what cannot be scored. Host side.
       sharding: ((regular expression over a parameter's path, PartitionSpec), ...), first match.
       assets: {name: array or JSON value}: what sampling needs beside weights; kept in `assets/`.
       process, denoiser: the core's process and (params, x, t, cond) -> x0, for studies.
@@ -43,6 +46,7 @@ class System:
     loss: Callable
     request: Any
     condition: Callable
+    condition_like: Callable
     sample: Callable
     data: Callable
     show: Callable

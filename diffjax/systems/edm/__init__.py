@@ -15,6 +15,7 @@ from diffjax import nets
 from diffjax.core import denoisers, grids, guidance, objectives, processes, samplers
 from diffjax.data import sources
 from diffjax.errors import UserError, choose, did_you_mean
+from diffjax.metrics import report
 from diffjax.run import pictures
 from diffjax.run.system import System
 
@@ -112,9 +113,7 @@ def make(config, assets: dict | None = None) -> System:
             denoise = guidance.cfg(
                 denoise, lambda x, t: denoiser(params, x, t, nobody), request.guidance
             )
-        normal = lambda k: jax.vmap(
-            lambda key: jax.random.normal(jax.random.fold_in(key, k), shape)
-        )(keys)
+        normal = samplers.draws(keys, shape, process)
         # Draw 0 is the start, draw k + 1 is the sampler's k-th.
         x = solve(request, denoise, process, grid, normal(0) * grid[0], lambda k: normal(k + 1))
         image = jnp.clip(127.5 * x + 128, 0, 255).astype(jnp.uint8)
@@ -124,16 +123,24 @@ def make(config, assets: dict | None = None) -> System:
         labels = outputs["label"] if null else None
         pictures.labelled_grid(outputs["image"], labels, names, path)
 
-    def evaluate(outputs, source, metrics, seed):
-        from diffjax.metrics import report
+    def condition_like(request: Request, source, index: np.ndarray) -> np.ndarray:
+        _check(request)
+        if not null:
+            return np.zeros(len(index), np.int32)
+        if tuple(source.class_names) != names:
+            raise UserError(f"{source.name} has other classes than the model: {', '.join(names)}")
+        order = np.random.default_rng(0).permutation(len(source))
+        return np.asarray(source.labels, np.int32)[order[index % len(source)]]
 
-        return report.score_run(outputs, source, metrics, seed)
+    def evaluate(source, metrics, net):
+        return report.scorer(source, metrics, net)
 
     return System(
         init=init,
         loss=loss,
         request=Request(**config.sampling),
         condition=condition,
+        condition_like=condition_like,
         sample=sample,
         data=data,
         show=show,
