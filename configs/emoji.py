@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
             "log_every": 20,
             "sample_every": 1200,
             "num_samples": 80,
-            # "emoji", a folder, a .npz, an EDM .zip, or tfds:NAME; image_size 0 takes them as they are
+            # "emoji", a folder, a .npz, an EDM .zip, tfds:NAME; image_size 0: images as they are
             "data": {"path": "emoji", "image_size": 0, "balanced": True},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "context": 1},
             "network": {

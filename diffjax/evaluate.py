@@ -14,30 +14,21 @@ from diffjax.run import cli
 
 @command
 def main(argv: list[str]) -> int:
-    parser = cli.Parser(prog="diffjax.evaluate", description=__doc__.split("`")[0], add_help=False)
+    parser = cli.sampling_parser("diffjax.evaluate", __doc__.split("`")[0], num=1024, batch=128)
     add = parser.add_argument
-    add("--workdir", default="runs/emoji", help="a run directory")
-    add("--num", type=cli.positive, default=1024, help="how many samples to make")
     add("--ref", default="", help="data to compare with; empty: what the run was trained on")
     add("--split", default="train", help="the split of the reference")
     add("--metrics", default="fd,kid,precision,recall", help="comma-separated")
     add("--net", default="emoji", help="feature net")
-    add("--seed", type=int, default=0, help="sample s is made of (seed, s)")
-    add("--batch", type=cli.positive, default=128, help="how many at a time, of all devices together")
-    add("--ema", default="", help="which EMA; empty: the first; none: raw weights")
-    add("--step", type=int, default=-1, help="the checkpoint of this step; -1: the newest")
-    workdir = Path(parser.parse_known_args(argv)[0].workdir)
+    workdir = cli.workdir_of(parser, argv)
 
     from diffjax import systems
     from diffjax.data.sources import open_source
     from diffjax.run import devices, mesh, sampling
 
     devices.start()
-    system, config = systems.load(workdir)
-    cli.add_request_flags(parser, system.request)
-    add("--help", "-h", action="help", help="this list")
-    args = parser.parse(argv)
-    request = cli.read_request(args, system.request)
+    system, _ = systems.load(workdir)
+    args, request = cli.with_request(parser, argv, system.request)
     metrics = [word.strip() for word in args.metrics.split(",") if word.strip()]
     source = open_source(args.ref, args.split) if args.ref else system.data(args.split)
     score = system.evaluate(source, metrics, args.net)  # refuses before the sampling, not after
@@ -48,8 +39,8 @@ def main(argv: list[str]) -> int:
         system, params, request, num=args.num, seed=args.seed, batch=args.batch, mesh=grid,
         condition=lambda index: system.condition_like(request, source, index), progress=True,
     )  # fmt: skip
-    about = {"workdir": str(workdir), "weights": which, "request": vars(request), "ref": source.name}
-    print(json.dumps({**about, **score(outputs, args.seed)}))
+    about = {"workdir": str(workdir), "weights": which, "ref": source.name}
+    print(json.dumps({**about, "request": vars(request), **score(outputs, args.seed)}))
     return 0
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from diffjax.errors import UserError
+from diffjax.run.mesh import path_name
 from diffjax.run.update import State
 
 
@@ -90,7 +91,7 @@ class Checkpoints:
         path = self.folder / str(step) / "state"
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                return reader.restore(
+                found = reader.restore(
                     path,
                     args=ocp.args.PyTreeRestore(
                         item=shapes,
@@ -100,6 +101,11 @@ class Checkpoints:
                 )
         except Exception as error:
             raise UserError(self._broken(step, error)) from error
+        # What the checkpoint lacks comes back as the shape that was asked for.
+        for name, leaf in jax.tree_util.tree_leaves_with_path(found):
+            if not isinstance(leaf, jax.Array):
+                raise UserError(f"{path}: no weights named {path_name(name)!r}: another network's")
+        return found
 
     def newest(self) -> int | None:
         """Returns the newest whole step, or None."""

@@ -1,4 +1,4 @@
-"""What every command line here does the same way: flags, config files, overrides. Imports no JAX."""
+"""What every command line does the same way: flags, config files, overrides. Imports no JAX."""
 
 import argparse
 import ast
@@ -54,6 +54,32 @@ def add_request_flags(parser: argparse.ArgumentParser, request) -> None:
             help=field.metadata.get("help", ""),
             metavar=kind.__name__.upper(),
         )
+
+
+def sampling_parser(prog: str, description: str, *, num: int, batch: int) -> Parser:
+    """Returns the flags of every command that samples a run; `with_request` adds the system's."""
+    parser = Parser(prog=prog, description=description, add_help=False)
+    add = parser.add_argument
+    add("--workdir", default="runs/emoji", help="a run directory")
+    add("--num", type=positive, default=num, help="how many samples")
+    add("--seed", type=int, default=0, help="sample s is made of (seed, s)")
+    add("--batch", type=positive, default=batch, help="how many at a time, on all devices")
+    add("--ema", default="", help="which EMA; empty: the first; none: raw weights")
+    add("--step", type=int, default=-1, help="the checkpoint of this step; -1: the newest")
+    return parser
+
+
+def workdir_of(parser: Parser, argv: list[str]) -> Path:
+    """Returns --workdir before the other flags are known: the run's system brings them."""
+    return Path(parser.parse_known_args(argv)[0].workdir)
+
+
+def with_request(parser: Parser, argv: list[str], request) -> tuple[argparse.Namespace, object]:
+    """Returns all flags and the request, after adding one flag a field of it, and --help."""
+    add_request_flags(parser, request)
+    parser.add_argument("--help", "-h", action="help", help="this list")
+    args = parser.parse(argv)
+    return args, read_request(args, request)
 
 
 def read_request(args: argparse.Namespace, request):
@@ -180,7 +206,7 @@ def config_json(config: ConfigDict | dict) -> str:
 
 
 def read_json(path: Path, what: str, limit: int = 16 << 20):
-    """Reads a JSON file of at most `limit` bytes; `UserError` where missing, too large or not JSON."""
+    """Reads a JSON file; `UserError` where missing, over `limit` bytes or not JSON."""
     if not path.is_file():
         raise UserError(f"{path}: no such file ({what})")
     if path.stat().st_size > limit:

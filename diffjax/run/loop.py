@@ -47,22 +47,26 @@ def train(
     Raises:
       UserError: for what a person can mend, NaN included; the last good checkpoint is named.
     """
-    # ---- devices, shapes --------------------------------------------------------------------
+    # ---- devices, shapes: whatever may be wrong shows before anything is written --------------
     mesh = meshes.make_mesh(config.mesh)
     update.check_batch(config, mesh)
     check_config(config)
     main = jax.process_index() == 0
+    shapes, shardings = update.state_shapes(system, config, mesh)
+    feed = make_feed(system, config, mesh)
+    request = system.request
+    system.condition(request, np.arange(config.num_samples))
+    weights = None
+    if init_from and not holds_checkpoint(workdir):
+        weights = load_weights(system, init_from, shapes.params, shardings.params)
 
     # ---- the run directory ------------------------------------------------------------------
     lock = prepare_workdir(system, config, workdir, main)
     meet("workdir")
     checkpoints = Checkpoints(workdir, keep=config.keep, keep_every=config.keep_every)
-    request, index = system.request, np.arange(config.num_samples)
-    system.condition(request, index)  # a bad config.sampling shows now, not after the training
     newest = checkpoints.newest()
 
     # ---- state: new, or where the run was -----------------------------------------------------
-    shapes, shardings = update.state_shapes(system, config, mesh)
     elapsed = 0.0
     if newest is not None:
         state, meta = checkpoints.restore(shapes, newest)
@@ -71,8 +75,8 @@ def train(
             raise UserError(f"{workdir} was trained on other data than {config.data.path}")
     else:
         state = update.init_state(system, config, shardings)
-        if init_from:
-            state = start_from(system, state, init_from, shardings)
+        if weights is not None:
+            state = start_from(state, weights)
     first = step = newest or 0
 
     def progress() -> float:
@@ -93,6 +97,9 @@ def train(
         if main:
             append_json(workdir / "log.jsonl", {"event": "checkpoint", "step": step})
 
+    def picture() -> Path:
+        return workdir / "samples" / f"step_{step:08d}{system.suffix}"
+
     def draw() -> None:
         outputs = sampling.collect(
             system,
@@ -105,13 +112,11 @@ def train(
             run=sample,
         )
         if main:
-            path = workdir / "samples" / f"step_{step:08d}{system.suffix}"
-            system.show(outputs, path)
-            copy(path, workdir / f"samples{system.suffix}")
+            system.show(outputs, workdir / f"samples{system.suffix}")
             pictures.loss_plot(workdir / "metrics.jsonl", workdir / "loss.png")
+            copy(workdir / f"samples{system.suffix}", picture())  # last: it says that all are made
 
     # ---- the step, compiled once ------------------------------------------------------------
-    feed = make_feed(system, config, mesh)
     run_step = jax.jit(
         update.step_function(system, config, feed, mesh),
         donate_argnums=0,
@@ -166,11 +171,13 @@ def train(
     finished = progress() >= 1
     if not finished and int(state.bad_step) < 0:
         save()
-    if finished and (step > first or not (workdir / f"samples{system.suffix}").exists()):
+    # A kill may have come between the last checkpoint and these: then they are made now.
+    if finished and not picture().exists():
         draw()
-    if finished and main and not (workdir / sampling.WEIGHTS).exists():
-        weights = jax.device_get(next(iter(state.ema.values())))
-        trees.save(weights, workdir / sampling.WEIGHTS, {"step": str(step)})
+    if finished and not (workdir / sampling.WEIGHTS).exists():
+        weights = sampling.fetch(next(iter(state.ema.values())))
+        if main:
+            trees.save(weights, workdir / sampling.WEIGHTS, {"step": str(step)})
     checkpoints.close()
     log.close()
     if lock is not None:
@@ -211,7 +218,9 @@ def prepare_workdir(system: System, config, workdir: Path, main: bool = True) ->
     if not main:
         return None
     if workdir.is_dir() and any(workdir.iterdir()) and not known.is_file():
-        held = [p.name for p in workdir.iterdir() if p.name != ".lock"]
+        # What a run that was killed while it made the directory leaves is no reason to refuse.
+        made = (".lock", "assets", "config.json.tmp")
+        held = [p.name for p in workdir.iterdir() if p.name not in made]
         if held:
             raise UserError(f"--workdir {workdir} holds {held[0]!r} and is no run directory")
     try:
@@ -247,16 +256,23 @@ def refuse_other_config(config, workdir: Path) -> None:
         )
 
 
-def start_from(system: System, state: update.State, init_from: str, shardings) -> update.State:
-    """Returns the new state with the weights of another run or file, EMAs included."""
+def holds_checkpoint(workdir: Path) -> bool:
+    """Whether the run in `workdir` has been saved: it then goes on from there."""
+    return any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*"))
+
+
+def load_weights(system: System, init_from: str, shapes, shardings):
+    """Returns the weights of another run (its newest EMA) or of a file, placed by `shardings`."""
     path = Path(init_from)
     if path.is_dir():
         cli.read_config(path)
-        mesh = shardings.step.mesh
-        params, _ = sampling.load_params(system, path, mesh)
-    else:
-        flat = trees.load(path)
-        params = jax.device_put(trees.fit(flat, state.params, init_from), shardings.params)
+        mesh = jax.tree.leaves(shardings)[0].mesh
+        return sampling.load_params(system, path, mesh)[0]
+    return jax.device_put(trees.fit(trees.load(path), shapes, init_from), shardings)
+
+
+def start_from(state: update.State, params) -> update.State:
+    """Returns the new state with other weights, EMAs included."""
     copies = {name: jax.tree.map(lambda a: a.copy(), params) for name in state.ema}
     return state._replace(params=params, ema=copies)
 
@@ -269,8 +285,10 @@ def fingerprint(system: System) -> str:
 
 def bad_step(step: int, checkpoints: Checkpoints, workdir: Path) -> str:
     """Returns the line that the NaN guard leaves with."""
+    checkpoints.wait()  # the newest may still be on its way to the disk
     good = checkpoints.newest()
-    append_json(workdir / "log.jsonl", {"event": "not finite", "step": step})
+    if jax.process_index() == 0:
+        append_json(workdir / "log.jsonl", {"event": "not finite", "step": step})
     kept = f"the last good checkpoint is step {good}" if good is not None else "no checkpoint yet"
     return (
         f"{workdir}: the loss or its gradient was not finite at step {step}; {kept}. "
@@ -297,6 +315,7 @@ def meet(name: str) -> None:
 
 def copy(source: Path, target: Path) -> None:
     """Copies a file under a temporary name, then renames it."""
+    target.parent.mkdir(exist_ok=True)
     temporary = target.with_name(target.name + ".tmp")
     shutil.copyfile(source, temporary)
     temporary.replace(target)

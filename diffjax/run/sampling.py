@@ -152,4 +152,3 @@ def save(system: System, outputs, path: Path) -> str:
 def _global(array, sharding):
     array = np.asarray(array)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-

@@ -55,7 +55,7 @@ def learning_rate(optimizer, step, progress):
 
 
 def make_optimizer(optimizer) -> optax.GradientTransformation:
-    """Returns clip-by-global-norm (0: off), then Adam's direction; `step_function` scales by -lr."""
+    """Returns clipping by global norm (0: off), then Adam's direction, which -lr scales later."""
     choose(optimizer.schedule, {"cosine": 0, "constant": 0}, "config.optimizer.schedule")
     parts = [optax.clip_by_global_norm(optimizer.clip)] if optimizer.clip else []
     parts.append(optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps))
@@ -119,9 +119,7 @@ def step_function(system: System, config, feed, mesh: Mesh) -> Callable:
         if parts == 1:
             return value_and_grad(params, batch, key)
         # Slice j takes every parts-th row, so that each device keeps the rows it has.
-        slices = jax.tree.map(
-            lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch
-        )
+        slices = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch)
 
         def add(total, piece):
             return jax.tree.map(jnp.add, total, value_and_grad(params, piece, key)), None

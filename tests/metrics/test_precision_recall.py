@@ -45,8 +45,6 @@ def test_is_unmoved_by_order_scale_offset_and_blocks(monkeypatch):
     # In float32 the raw expansion of |u - v|^2 at an offset of 1e4 has errors of about 10.
     assert precision_recall(1e4 + 3 * x, 1e4 + 3 * y) == plain
     monkeypatch.setattr(module, "_ROWS", 8)
-    for function in (module._radii, module._covered):
-        function.clear_cache()
     assert precision_recall(x, y) == plain
 
 

@@ -1,0 +1,142 @@
+"""Training objectives: which times to train at, how much each counts, and the loss.
+
+    w(t) |D(x_t, t) - x0|^2,    x_t = A(t) x0 + sigma(t) n,    t = time(standard draw)
+
+Any target (eps, v, x0, velocity) is this loss with another weight, because each is linear in x0 at
+fixed x_t: |eps error|^2 = snr |x0 error|^2 with snr = (alpha/sigma)^2.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax.core.processes import Process
+from diffjax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which t to train at and how much it counts.
+
+    time: a standard draw -> t, in the process' own time.
+    weight: t -> w, on the squared error of x0.
+    standard: which draw `time` takes: "normal" (mean 0, variance 1) or "uniform" ([0, 1)).
+    """
+
+    time: Callable[[jax.Array], jax.Array]
+    weight: Callable[[jax.Array], jax.Array]
+    standard: str = "normal"
+
+    def sample(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Times of `shape` float32, e.g. [B, 1, 1, 1] so that they broadcast against x."""
+        draw = {"normal": jax.random.normal, "uniform": jax.random.uniform}[self.standard]
+        return self.time(draw(key, shape))
+
+
+def loss(objective: Objective, process: Process, denoiser: Callable, x0, t, n) -> jax.Array:
+    """w(t) (D(x_t, t) - x0)^2, elementwise: x0's shape, unreduced.
+
+    EDM eq. 2 and 8 (appendix B.6). EDM's training sums it over a picture and means over the batch.
+
+    Args:
+      objective: only its weight is used here.
+      denoiser: denoise(x, t) -> x0, with conditioning bound.
+      x0, n: clean data and noise of unit variance in the process' colour; the same shape.
+      t: process time, a scalar or an array that broadcasts against x0: [B, 1, 1, 1] for one time a
+        picture.
+
+    Raises:
+      UserError: t's shape does not broadcast against x0's.
+    """
+    try:
+        fits = np.broadcast_shapes(jnp.shape(t), x0.shape) == x0.shape
+    except ValueError:
+        fits = False
+    if not fits or n.shape != x0.shape:
+        raise UserError(
+            f"loss: t {jnp.shape(t)} and n {n.shape} do not fit x0 {x0.shape}: t must broadcast "
+            "against x0 (one time a picture is [B, 1, 1, 1]) and n have its shape"
+        )
+    x_t = process.perturb(x0, n, process.at(t))
+    return objective.weight(t) * (denoiser(x_t, t) - x0) ** 2
+
+
+def edm(p_mean: float = -1.2, p_std: float = 1.2, sigma_data: float = 0.5) -> Objective:
+    """EDM, for `processes.edm`: ln t ~ N(p_mean, p_std^2), w = (t^2 + sd^2)/(t sd)^2.
+
+    The weight is 1/c_out^2: with EDM's preconditioning it is a unit weight on F. Karras et al.
+    2022, Table 1 ("Ours"). EDM2 uses p_mean = -0.4, p_std = 1.
+    """
+    return Objective(
+        time=lambda z: jnp.exp(p_mean + p_std * z),
+        weight=lambda t: (t**2 + sigma_data**2) / (t * sigma_data) ** 2,
+    )
+
+
+def vp(beta_d: float = 19.9, beta_min: float = 0.1, eps_t: float = 1e-5) -> Objective:
+    """VP, for `processes.vp`: t uniform in (eps_t, 1], w = 1/ratio^2, an unweighted eps loss.
+
+    Song et al. 2021; EDM Table 1, "VP".
+    """
+    return Objective(
+        time=lambda u: 1 + u * (eps_t - 1),
+        weight=lambda t: 1 / jnp.expm1(beta_d * t**2 / 2 + beta_min * t),
+        standard="uniform",
+    )
+
+
+def ve(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Objective:
+    """VE, for `processes.ve`: ln sigma uniform in the range, t = sigma^2, w = 1/sigma^2.
+
+    Song et al. 2021; EDM Table 1, "VE".
+    """
+    return Objective(
+        time=lambda u: (sigma_min * (sigma_max / sigma_min) ** u) ** 2,
+        weight=lambda t: 1 / t,
+        standard="uniform",
+    )
+
+
+def flow(mean: float = 0.0, std: float = 1.0) -> Objective:
+    """Flow, for `processes.flow()`: t = sigmoid(mean + std z), w = 1/t^2, a unit weight on n - x0.
+
+    Logit-normal times: Esser et al. 2024, section 3.1.
+    """
+    return Objective(
+        time=lambda z: jax.nn.sigmoid(mean + std * z),
+        weight=lambda t: 1 / t**2,
+    )
+
+
+def discrete(steps: int, weight: Callable = jnp.ones_like) -> Objective:
+    """DDPM, for `processes.discrete`: t uniform among 1..steps.
+
+    Args:
+      steps: T.
+      weight: t -> w on x0's squared error. The default is an x0 loss; `snr(process)` an eps loss
+        (Ho et al. 2020, eq. 14); `min_snr(process)` the clipped one.
+    """
+    return Objective(
+        time=lambda u: jnp.minimum(jnp.floor(u * steps), steps - 1) + 1,
+        weight=weight,
+        standard="uniform",
+    )
+
+
+def snr(process: Process) -> Callable:
+    """t -> (alpha/sigma)^2: as a weight it turns the x0 loss into the eps loss."""
+
+    def weight(t):
+        level = process.at(t)
+        return (level.alpha / level.sigma) ** 2
+
+    return weight
+
+
+def min_snr(process: Process, gamma: float = 5.0) -> Callable:
+    """t -> min(snr, gamma): Hang et al. 2023, the weight for x0."""
+    of = snr(process)
+    return lambda t: jnp.minimum(of(t), gamma)

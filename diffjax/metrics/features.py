@@ -1,0 +1,180 @@
+"""Feature nets: what turns pictures into the vectors that the metrics compare."""
+
+import functools
+import importlib.resources
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from safetensors import safe_open
+
+from diffjax.errors import UserError, choose
+from diffjax.nets.classifier_small import ClassifierSmall
+
+EMOJI_SIZE = 24
+
+
+@dataclass(frozen=True)
+class FeatureNet:
+    """Pure functions of uint8 pictures [n, H, W, 3] of any size; each may be jitted.
+
+    Attributes:
+      name: how scores name the net: scores compare only where the net is the same.
+      dim: length d of a feature.
+      apply: -> features, float32 [n, d].
+      probs: -> class probabilities, float32 [n, classes]; None if the net classifies nothing.
+      spatial: -> a flattened map, float32 [n, e] (`spatial_features`); None if it has no map.
+      classes: names of the classes, in the order of `probs`.
+    """
+
+    name: str
+    dim: int
+    apply: Callable[[jax.Array], jax.Array]
+    probs: Callable[[jax.Array], jax.Array] | None = None
+    spatial: Callable[[jax.Array], jax.Array] | None = None
+    classes: tuple[str, ...] = ()
+
+
+def spatial_features(feature_map: jax.Array, channels: int = 7) -> jax.Array:
+    """Flattens a map [n, h, w, c] to [n, h * w * channels], the first channels at each place.
+
+    The Frechet distance of these is the spatial one (Nash et al. 2021, "Generating Images with
+    Sparse Representations", appendix), which sees where things are and not only whether. Seven
+    channels of Inception's 17 x 17 map give a vector about as long as its pooled features.
+    """
+    return feature_map[..., :channels].reshape(len(feature_map), -1)
+
+
+def resized(images: jax.Array, height: int, width: int) -> jax.Array:
+    """uint8 [n, H, W, C] -> float32 [n, height, width, C] in [-1, 1], antialiased linear."""
+    n, h, w, c = images.shape
+    x = images.astype(jnp.float32) / 127.5 - 1
+    if (h, w) == (height, width):
+        return x
+    return jax.image.resize(x, (n, height, width, c), "linear", antialias=True)
+
+
+def _area_weights(n_in: int, n_out: int) -> np.ndarray:
+    """[n_out, n_in] weights, each row the share of every input pixel in one output pixel."""
+    edges = np.arange(n_out + 1) * n_in / n_out
+    left, right = edges[:-1, None], edges[1:, None]
+    pixel = np.arange(n_in)
+    overlap = np.minimum(right, pixel + 1) - np.maximum(left, pixel)
+    return (np.clip(overlap, 0, None) / (right - left)).astype(np.float32)
+
+
+def _box_pixels(images: jax.Array) -> jax.Array:
+    _, h, w, _ = images.shape
+    x = images.astype(jnp.float32) / 255
+    x = jnp.einsum("ih,nhwc,jw->nijc", _area_weights(h, 8), x, _area_weights(w, 8))
+    return x.reshape(len(images), -1)
+
+
+@functools.cache
+def pixels() -> FeatureNet:
+    """Returns the feature net with nothing learned: 8 x 8 box-averaged pixels in [0, 1], d = 192.
+
+    It sees colour and layout only. Use it where no trained net fits the pictures.
+    """
+    return FeatureNet("pixels", 192, _box_pixels)
+
+
+def load_classifier(path) -> tuple[ClassifierSmall, dict, dict[str, str]]:
+    """Reads a classifier's weights: (module, params, metadata).
+
+    Args:
+      path: a safetensors file whose names are parameter paths joined with "/", and whose metadata
+        has `module` (the module's attributes as JSON) and `class_names` (a JSON list).
+
+    Raises:
+      UserError: the file is no such file.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata, names = file.metadata() or {}, file.keys()
+            tensors = {tuple(k.split("/")): jnp.asarray(file.get_tensor(k)) for k in names}
+        return ClassifierSmall(**json.loads(metadata["module"])), unflatten_dict(tensors), metadata
+    except Exception as error:
+        raise UserError(f"{path}: not a classifier's weights: {error!r}") from error
+
+
+def classifier_net(name: str, module: ClassifierSmall, params, classes) -> FeatureNet:
+    """Returns the `FeatureNet` of a classifier: its penultimate layer, softmax, and spatial map."""
+
+    def outputs(images):
+        return module.apply({"params": params}, resized(images, EMOJI_SIZE, EMOJI_SIZE))
+
+    return FeatureNet(
+        name=name,
+        dim=module.features,
+        apply=lambda images: outputs(images).features,
+        probs=lambda images: jax.nn.softmax(outputs(images).logits),
+        spatial=lambda images: spatial_features(outputs(images).spatial),
+        classes=tuple(classes),
+    )
+
+
+@functools.cache
+def emoji_classifier() -> FeatureNet:
+    """Returns the shipped classifier of 24 x 24 emoji (d = 64, 8 classes) as a feature net.
+
+    Its weights lie in the package (`emoji_classifier.md` says how they were made); it is meant for
+    small pictures of single things, and no number on it is an FID.
+    """
+    weights = importlib.resources.files("diffjax.metrics") / "emoji_classifier.safetensors"
+    with importlib.resources.as_file(weights) as path:
+        module, params, metadata = load_classifier(path)
+    return classifier_net("emoji", module, params, json.loads(metadata["class_names"]))
+
+
+FEATURE_NETS = {"emoji": emoji_classifier, "pixels": pixels}
+
+
+def feature_net(name: str) -> FeatureNet:
+    """Returns a feature net by name; raises `UserError` with the nearest known name otherwise."""
+    return choose(name, FEATURE_NETS, "feature net")()
+
+
+def extract(
+    net: FeatureNet, images: np.ndarray, batch_size: int = 128, output: str = "apply"
+) -> np.ndarray:
+    """Runs a feature net over pictures in fixed batches: one compilation a picture size.
+
+    Args:
+      net: the feature net.
+      images: uint8 [n, H, W, C], C = 3, or 1 which is repeated to 3; n >= 1.
+      batch_size: pictures a batch; the last one is padded to it.
+      output: which of the net's functions: "apply", "probs" or "spatial".
+
+    Returns:
+      float32 [n, d] on the host. In float32 on every device, not in the device's default precision,
+      so that scores from different machines compare.
+
+    Raises:
+      UserError: images of another dtype, shape or channel count, none at all, or a net without
+        that output.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise UserError(
+            f"images must be uint8 [n, H, W, C] with C 1 or 3, got {images.dtype} {images.shape}"
+        )
+    if not images.size or batch_size < 1:
+        raise UserError(f"no features of images {images.shape} in batches of {batch_size}")
+    function = getattr(net, output)
+    if function is None:
+        raise UserError(f"feature net {net.name!r} has no {output} output")
+    function, rows = jax.jit(function), []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        if images.shape[-1] == 1:
+            batch = np.repeat(batch, 3, -1)
+        padding = batch_size - len(batch)
+        padded = np.pad(batch, ((0, padding), (0, 0), (0, 0), (0, 0)))
+        with jax.default_matmul_precision("highest"):
+            rows.append(np.asarray(function(jax.device_put(padded)))[: len(batch)])
+    return np.concatenate(rows)
