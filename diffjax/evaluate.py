@@ -6,7 +6,6 @@ score of real against real. Samples are conditioned as the reference's examples 
 
 import json
 import sys
-from pathlib import Path
 
 from diffjax.errors import command
 from diffjax.run import cli

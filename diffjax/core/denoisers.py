@@ -52,7 +52,7 @@ def preconditioned(net: Callable, coefficients: Callable[[Array], Coefficients])
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         x = x.astype(dtype)
         c = coefficients(jnp.asarray(ratio, dtype))
-        return c.skip * x + c.out * net(c.input * x, c.noise, cond).astype(dtype)
+        return c.skip * x + c.out * net(c.input * x, c.noise, cond)
 
     return denoiser
 

@@ -17,6 +17,9 @@ def make(network, *, channels: int, num_classes: int, shape: tuple[int, int, int
       num_classes: 0 for an unconditional net.
       shape: (height, width, channels) of the input, to refuse what the net cannot divide.
     """
+    for name in ("kind", "widths", "patch", "embedding", "dtype"):
+        if name not in network:
+            raise UserError(f"config.network lacks the field {name!r}")
     choose(network.kind, {"unet_small": 0}, "config.network.kind")
     widths, patch = tuple(network.widths), network.patch
     divisor = patch * 2 ** (len(widths) - 1)

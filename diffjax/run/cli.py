@@ -194,6 +194,22 @@ def _flat(config: ConfigDict, prefix: str = "") -> dict:
     return flat
 
 
+def require(config: ConfigDict, fields: dict[str, type], prefix: str = "config") -> None:
+    """Raises `UserError` for the first of the fields that is absent or of another type.
+
+    Args:
+      fields: {"group.field": type}; `float` takes whole numbers too, `tuple` lists too.
+    """
+    flat = _flat(config)
+    for name, kind in fields.items():
+        if name not in flat:
+            raise UserError(f"{prefix} lacks the field {name!r}{did_you_mean(name, flat)}")
+        value = flat[name]
+        good = {float: (int, float), tuple: (tuple, list)}.get(kind, kind)
+        if not isinstance(value, good) or (isinstance(value, bool) and kind is not bool):
+            raise UserError(f"{prefix}.{name} takes {kind.__name__}, not {value!r}")
+
+
 def flatten(config: ConfigDict | dict) -> dict:
     """Returns {"group.field": value} with JSON's own types, for comparing and for printing."""
     return _flat(ConfigDict(json.loads(config_json(config))))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from diffjax.run import mesh as meshes
 from diffjax.run import update
 from diffjax.run.feed import make_feed
+from diffjax.run.loop import check_config
 from diffjax.run.system import System
 
 
@@ -15,6 +16,7 @@ def report(system: System, config) -> int:
     FLOPs are XLA's count: the body of a loop counts once, so with config.accumulate > 1 they are
     of one slice.
     """
+    check_config(config)
     mesh = meshes.make_mesh(config.mesh)
     update.check_batch(config, mesh)
     shapes = jax.eval_shape(system.init, jax.random.key(0))

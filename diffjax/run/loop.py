@@ -2,11 +2,11 @@
 
 import collections
 import fcntl
-import os
 import shutil
 import signal
 import time
 from pathlib import Path
+from typing import IO
 
 import jax
 import numpy as np
@@ -48,9 +48,9 @@ def train(
       UserError: for what a person can mend, NaN included; the last good checkpoint is named.
     """
     # ---- devices, shapes: whatever may be wrong shows before anything is written --------------
+    check_config(config)
     mesh = meshes.make_mesh(config.mesh)
     update.check_batch(config, mesh)
-    check_config(config)
     main = jax.process_index() == 0
     shapes, shardings = update.state_shapes(system, config, mesh)
     feed = make_feed(system, config, mesh)
@@ -72,7 +72,10 @@ def train(
         state, meta = checkpoints.restore(shapes, newest)
         elapsed = float(meta["elapsed"])
         if meta["fingerprint"] != fingerprint(system):
-            raise UserError(f"{workdir} was trained on other data than {config.data.path}")
+            raise UserError(
+                f"{workdir} was trained on other data than {config.data.path!r}; "
+                "give these data another --workdir"
+            )
     else:
         state = update.init_state(system, config, shardings)
         if weights is not None:
@@ -181,7 +184,7 @@ def train(
     checkpoints.close()
     log.close()
     if lock is not None:
-        os.close(lock)
+        lock.close()
     if finished:
         done = "done" if step > first else "was finished already"
         log.say(f"{workdir}: {done}, step {step}. Samples: {workdir}/samples{system.suffix}")
@@ -190,9 +193,26 @@ def train(
     return 128 + int(stop)
 
 
+COUNTS = ("steps", "checkpoint_every", "log_every", "sample_every", "num_samples", "keep")
+FIELDS = {
+    **dict.fromkeys((*COUNTS, "seed", "batch_size", "accumulate", "keep_every"), int),
+    "time_budget": float,
+    "optimizer.schedule": str,
+    "optimizer.warmup_steps": int,
+    **dict.fromkeys(
+        [f"optimizer.{k}" for k in ("learning_rate", "final", "b1", "b2", "eps", "clip")], float
+    ),
+    "optimizer.weight_decay": float,
+}
+
+
 def check_config(config) -> None:
-    """Raises `UserError` for the numbers that every config has, where they make no sense."""
-    for name in ("steps", "checkpoint_every", "log_every", "sample_every", "num_samples", "keep"):
+    """Raises `UserError` for what every config has, where it is absent or makes no sense."""
+    cli.require(config, FIELDS)
+    for group in ("mesh", "ema"):
+        if group not in config or not len(config[group]):
+            raise UserError(f"config lacks the group {group!r}")
+    for name in COUNTS:
         if config[name] < 1:
             raise UserError(f"config.{name} {config[name]}: must be at least 1")
     if config.time_budget < 0:
@@ -203,8 +223,8 @@ def check_config(config) -> None:
         raise UserError("config.optimizer.learning_rate must be above 0")
 
 
-def prepare_workdir(system: System, config, workdir: Path, main: bool = True) -> int | None:
-    """Makes or checks the run directory; returns a lock that ends with the process.
+def prepare_workdir(system: System, config, workdir: Path, main: bool = True) -> IO | None:
+    """Makes or checks the run directory; returns a file whose lock ends when nobody holds it.
 
     Every process checks, so that all leave on a mistake; only `main` writes and locks.
 
@@ -225,7 +245,7 @@ def prepare_workdir(system: System, config, workdir: Path, main: bool = True) ->
             raise UserError(f"--workdir {workdir} holds {held[0]!r} and is no run directory")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = os.open(workdir / ".lock", os.O_CREAT | os.O_RDWR)
+        lock = (workdir / ".lock").open("a")
     except OSError as error:
         raise UserError(f"--workdir {workdir}: {error.strerror}") from error
     try:

@@ -16,7 +16,7 @@ from diffjax.core import denoisers, grids, guidance, objectives, processes, samp
 from diffjax.data import sources
 from diffjax.errors import UserError, choose, did_you_mean
 from diffjax.metrics import report
-from diffjax.run import pictures
+from diffjax.run import cli, pictures
 from diffjax.run.system import System
 
 
@@ -40,6 +40,14 @@ class Request:
 
 
 SAMPLERS = ("heun", "euler", "ddim", "ancestral")
+FIELDS = {
+    "data.path": str,
+    "data.image_size": int,
+    "data.balanced": bool,
+    **dict.fromkeys(
+        [f"diffusion.{k}" for k in ("sigma_data", "p_mean", "p_std", "label_dropout")], float
+    ),
+}
 
 
 def make(config, assets: dict | None = None) -> System:
@@ -53,6 +61,12 @@ def make(config, assets: dict | None = None) -> System:
     def data(split: str):
         return sources.open_source(config.data.path, split, config.data.image_size or None)
 
+    cli.require(config, FIELDS)
+    if not config.data.path:
+        raise UserError(
+            "config.data.path is empty: give a folder, a .npz, an EDM .zip, tfds:NAME, or emoji"
+        )
+    request = _default_request(config)
     assets = {"data": _describe(data("train"))} if assets is None else assets
     about = _checked(assets)
     shape, names = tuple(about["image_shape"]), tuple(about["class_names"])
@@ -64,6 +78,8 @@ def make(config, assets: dict | None = None) -> System:
     coefficients = denoisers.edm_coefficients(settings.sigma_data)
     if not 0 <= settings.label_dropout < 1:
         raise UserError("config.diffusion.label_dropout must be in [0, 1)")
+    if settings.sigma_data <= 0 or settings.p_std <= 0:
+        raise UserError("config.diffusion.sigma_data and p_std must be above 0")
 
     def init(key):
         struct = jax.ShapeDtypeStruct
@@ -138,7 +154,7 @@ def make(config, assets: dict | None = None) -> System:
     return System(
         init=init,
         loss=loss,
-        request=Request(**config.sampling),
+        request=request,
         condition=condition,
         condition_like=condition_like,
         sample=sample,
@@ -152,6 +168,16 @@ def make(config, assets: dict | None = None) -> System:
         process=process,
         denoiser=denoiser,
     )
+
+
+def _default_request(config) -> Request:
+    """The Request with the config's `sampling` for defaults."""
+    known = {f.name: type(f.default) for f in dataclasses.fields(Request)}
+    given = config.get("sampling", {})
+    for name in given:
+        choose(name, known, "field of config.sampling:")
+    cli.require(given, {name: known[name] for name in given}, "config.sampling")
+    return Request(**{name: known[name](given[name]) for name in given})
 
 
 def solve(request: Request, denoise, process, grid, x, noise):
