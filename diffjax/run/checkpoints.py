@@ -10,18 +10,21 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from diffjax.errors import UserError
-from diffjax.run.mesh import path_name
 from diffjax.run.update import State
+from diffjax.weights import trees
 
 
 class Checkpoints:
     """The `checkpoints/` folder of a run directory.
 
     A step's folder appears by one rename, so a kill at any moment leaves the one before it whole.
-    The last `keep` are kept, and every `keep_every`-th step for good (0: none).
+    The last `keep` are kept, and every `keep_every`-th step for good (0: none). With `read_only`
+    nothing is saved or tidied away: another process may be writing here.
     """
 
-    def __init__(self, workdir: Path, *, keep: int = 2, keep_every: int = 0):
+    def __init__(
+        self, workdir: Path, *, keep: int = 2, keep_every: int = 0, read_only: bool = False
+    ):
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step it takes
         self.folder = workdir.resolve() / "checkpoints"
         self._manager = ocp.CheckpointManager(
@@ -31,6 +34,7 @@ class Checkpoints:
                 keep_period=keep_every or None,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
+                read_only=read_only,
             ),
         )
 
@@ -84,27 +88,39 @@ class Checkpoints:
         except Exception as error:
             raise UserError(self._broken(step, error)) from error
 
-    def restore_part(self, shapes: dict, step: int) -> dict:
-        """Returns only the given fields ({"ema": tree} or {"params": tree}) of a step's state."""
+    def restore_part(self, part: str, shapes, step: int):
+        """Returns one tree of a step's state, "params" or "ema/NAME", placed as `shapes` says.
+
+        Raises:
+          UserError: where the step is absent, cannot be read, or has other names or shapes.
+        """
         self._require(step)
         # partial_restore: the optimiser's two thirds of a checkpoint are never read for sampling.
         path = self.folder / str(step) / "state"
+        item = shapes
+        for key in reversed(part.split("/")):
+            item = {key: item}
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                stored = reader.metadata(path).item_metadata.tree
+                for key in part.split("/"):
+                    stored = stored[key]
+                # Orbax would hand on what it does not find, and say nothing of what is left over.
+                trees.check(trees.flatten(stored), shapes, str(path))
                 found = reader.restore(
                     path,
                     args=ocp.args.PyTreeRestore(
-                        item=shapes,
-                        restore_args=ocp.checkpoint_utils.construct_restore_args(shapes),
+                        item=item,
+                        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
                         partial_restore=True,
                     ),
                 )
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(self._broken(step, error)) from error
-        # What the checkpoint lacks comes back as the shape that was asked for.
-        for name, leaf in jax.tree_util.tree_leaves_with_path(found):
-            if not isinstance(leaf, jax.Array):
-                raise UserError(f"{path}: no weights named {path_name(name)!r}: another network's")
+        for key in part.split("/"):
+            found = found[key]
         return found
 
     def newest(self) -> int | None:

@@ -102,15 +102,15 @@ def load_params(system: System, workdir: Path, mesh: Mesh, *, ema: str = "", ste
         lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings
     )
     if (workdir / "checkpoints").is_dir():
-        checkpoints = Checkpoints(workdir)
+        checkpoints = Checkpoints(workdir, read_only=True)
         if checkpoints.newest() is not None:
             step = checkpoints.newest() if step < 0 else step
             names = {name: name for name in checkpoints.meta(step)["ema"]}
             if ema == "none":
-                found = checkpoints.restore_part({"params": structs}, step)["params"]
+                found = checkpoints.restore_part("params", structs, step)
             else:
                 ema = choose(ema, {**names, "none": ""}, "--ema") if ema else next(iter(names))
-                found = checkpoints.restore_part({"ema": {ema: structs}}, step)["ema"][ema]
+                found = checkpoints.restore_part(f"ema/{ema}", structs, step)
             return found, f"step {step}, {'raw weights' if ema == 'none' else 'EMA ' + ema}"
     file = workdir / WEIGHTS
     if not file.is_file():

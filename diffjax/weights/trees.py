@@ -49,10 +49,15 @@ def load(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: not a safetensors file ({error})") from error
 
 
-def fit(flat: dict[str, np.ndarray], like, where: str):
-    """Returns the named arrays in the shape of the tree `like` (arrays or ShapeDtypeStructs).
+def check(flat: dict, like, where: str) -> None:
+    """Raises `UserError` unless names and shapes are those of the tree `like`.
 
-    Raises `UserError` naming the first array that is missing, left over, or of another shape.
+    It names the first array that is missing, left over, or of another shape.
+
+    Args:
+      flat: {name: anything with a shape}.
+      like: a tree of arrays or ShapeDtypeStructs.
+      where: the file, for the message.
     """
     wanted = flatten(like)
     for name, leaf in wanted.items():
@@ -66,4 +71,10 @@ def fit(flat: dict[str, np.ndarray], like, where: str):
     left = sorted(set(flat) - set(wanted))
     if left:
         raise UserError(f"{where}: {len(left)} weights that the network lacks, first {left[0]!r}")
+
+
+def fit(flat: dict[str, np.ndarray], like, where: str):
+    """Returns the named arrays as a tree like `like`, in its dtypes; raises what `check` does."""
+    check(flat, like, where)
+    wanted = flatten(like)
     return unflatten({name: flat[name].astype(leaf.dtype) for name, leaf in wanted.items()})

@@ -74,6 +74,7 @@ def test_respacing():
                 grids.spaced(int(steps), spec)
         else:
             assert grids.spaced(int(steps), spec) == want, name
+    assert grids.spaced(6, "3") == [0, 2, 5]  # 2.5 rounds to even
 
 
 def test_respaced_is_a_sub_grid(golden, close):

@@ -1,5 +1,6 @@
 """Samplers against closed forms: order of convergence, exact last step, cost, noise."""
 
+import doctest
 import functools
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffjax import core
 from diffjax.core import denoisers, grids, guidance, processes, samplers
 from diffjax.errors import UserError
 
@@ -268,6 +270,10 @@ def test_guided_samples_of_two_points():
     assert {-1.0, 1.0} == set(np.round(np.asarray(x)).tolist())
     x = heun(to_one, processes.edm(), grids.karras(12), start)
     np.testing.assert_allclose(x, 1, atol=1e-5)
+
+
+def test_the_ten_lines_of_the_map():
+    assert doctest.testmod(core) == (0, 8)
 
 
 @pytest.mark.parametrize(
