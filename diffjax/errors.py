@@ -56,5 +56,10 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
                 raise
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            if debug:
+                raise
+            print("interrupted", file=sys.stderr)
+            return 130
 
     return run

@@ -103,6 +103,10 @@ class Logger:
                 f"{rate:.2f} steps/s  {clock(left)} left"
             )
 
+    def restart(self, step: int) -> None:
+        """Starts the rate's clock anew, after something that was not training."""
+        self._clock, self._last_step = time.monotonic(), step
+
     def say(self, line: str) -> None:
         """Prints a line above the bar, on process 0."""
         if self._main:

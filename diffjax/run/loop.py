@@ -132,7 +132,8 @@ def train(
 
     # ---- the loop ---------------------------------------------------------------------------
     if progress() < 1:
-        log.say(f"{workdir}: {'resuming at' if step else 'from'} step {step} of {config.steps}")
+        begin = "resuming at" if step else "from"
+        log.say(f"{workdir}: {begin} step {step} of {config.steps}; the first step compiles")
     with Signals() as signals:
         stop = 0
         while progress() < 1 and not stop:
@@ -169,15 +170,19 @@ def train(
                 save()
             if step % config.sample_every == 0 and not last:
                 draw()
+            if saving or step % config.sample_every == 0:
+                log.restart(step)  # the rate is of training alone
 
     # ---- leave: saved, and at the end with a picture ------------------------------------------
     finished = progress() >= 1
     if not finished and int(state.bad_step) < 0:
         save()
+        if main:
+            pictures.loss_plot(workdir / "metrics.jsonl", workdir / "loss.png")
     # A kill may have come between the last checkpoint and these: then they are made now.
     if finished and not picture().exists():
         draw()
-    if finished and not (workdir / sampling.WEIGHTS).exists():
+    if finished and (step > first or not (workdir / sampling.WEIGHTS).exists()):
         weights = sampling.fetch(next(iter(state.ema.values())))
         if main:
             trees.save(weights, workdir / sampling.WEIGHTS, {"step": str(step)})

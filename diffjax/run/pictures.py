@@ -67,7 +67,8 @@ def loss_plot(metrics: Path, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    text = metrics.read_text() if metrics.exists() else ""
+    records = [json.loads(line) for line in text.splitlines()]
     records = [r for r in records if "loss" in r]
     if not records:
         return
