@@ -22,9 +22,13 @@ def make(network, *, channels: int, num_classes: int, shape: tuple[int, int, int
             raise UserError(f"config.network lacks the field {name!r}")
     choose(network.kind, {"unet_small": 0}, "config.network.kind")
     widths, patch = tuple(network.widths), network.patch
-    divisor = patch * 2 ** (len(widths) - 1)
-    if not widths or any(w < 8 or w % 8 for w in widths):
+    whole = lambda n: isinstance(n, int) and n >= 1
+    for name in ("patch", "embedding"):
+        if not whole(network[name]):
+            raise UserError(f"config.network.{name} {network[name]!r}: a whole number above 0")
+    if not widths or not all(whole(w) and w % 8 == 0 for w in widths):
         raise UserError(f"config.network.widths {widths}: multiples of 8 (the norm has 8 groups)")
+    divisor = patch * 2 ** (len(widths) - 1)
     if shape[0] % divisor or shape[1] % divisor:
         raise UserError(
             f"images of {shape[0]}x{shape[1]} do not divide by {divisor} "

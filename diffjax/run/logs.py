@@ -67,10 +67,13 @@ class Logger:
         self.steps, self.batch_size = steps, batch_size
         self._main = jax.process_index() == 0
         self._clock = self._said = time.monotonic()
-        self._last_step = start
+        self._last_step, self._rate = start, 0.0
         self._bar = None
         if self._main and sys.stderr.isatty():
-            self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True)
+            form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
+            self._bar = tqdm(
+                total=steps, initial=start, unit="step", dynamic_ncols=True, bar_format=form
+            )
         self._board = _tensorboard(workdir) if self._main else None
 
     def metrics(self, step: int, values: dict[str, float], left: float | None) -> None:
@@ -92,7 +95,8 @@ class Logger:
             for name, value in record.items():
                 if name != "step":
                     self._board.add_scalar(name, value, step)
-        left = (self.steps - step) / max(rate, 1e-9) if left is None else left
+        self._rate = 0.9 * (self._rate or rate) + 0.1 * rate
+        left = (self.steps - step) / max(self._rate, 1e-9) if left is None else left
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {clock(left)} left")
