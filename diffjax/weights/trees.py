@@ -1,6 +1,5 @@
 """Trees of arrays to and from safetensors: names are paths, nothing in the file is executed."""
 
-import json
 import os
 from pathlib import Path
 
@@ -32,7 +31,8 @@ def unflatten(flat: dict) -> dict:
 
 def save(tree, path: Path, metadata: dict[str, str] | None = None) -> None:
     """Writes a tree's leaves as safetensors: to a temporary name, then renamed."""
-    arrays = {k: np.ascontiguousarray(jax.device_get(v)) for k, v in flatten(tree).items()}
+    # safetensors writes memory as it lies: C order. (ascontiguousarray makes scalars [1].)
+    arrays = {k: np.asarray(jax.device_get(v), order="C") for k, v in flatten(tree).items()}
     temporary = path.with_name(path.name + ".tmp")
     save_file(arrays, temporary, metadata=metadata)
     os.replace(temporary, path)
@@ -45,7 +45,8 @@ def load(path: Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, TypeError, json.JSONDecodeError) as error:
+    # AttributeError: of a type that NumPy does not have, such as float8.
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a safetensors file ({error})") from error
 
 
