@@ -5,6 +5,7 @@ blocks scaled and shifted by the noise level, skips from encoder to decoder, a z
 head) and starts with a space-to-depth, which alone makes it about four times cheaper.
 """
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,8 @@ class UNetSmall(nn.Module):
 
     @nn.compact
     def __call__(self, x, c_noise, label=None):
-        batch, height, width, _ = x.shape
+        chex.assert_rank(x, 4)
+        chex.assert_shape(c_noise, x.shape[:1])
         embedding = self._embed(c_noise, label)
         x = space_to_depth(x, self.patch).astype(self.dtype)
         x = conv(self.widths[0], self.dtype, "conv_in")(x)
