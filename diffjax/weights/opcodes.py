@@ -90,7 +90,10 @@ class _Machine:
 
     def run(self):
         for _ in range(self.limits.opcodes):
-            code = self.take(1)[0]
+            if self.at >= len(self.data):
+                raise Bad("is cut short")
+            code = self.data[self.at]
+            self.at += 1
             if code == 0x2E:  # STOP
                 if len(self.stack) != 1 or self.stack[0] is _MARK:
                     raise Bad("ends with other than one value")
@@ -344,7 +347,7 @@ def _check_tree(root, limits: Limits) -> None:
     Depth first with a stack of its own; each container is entered once, so this is linear.
     """
     done: dict[int, tuple[int, int] | None] = {}  # id -> (depth, values); None while it is open
-    stack = [(root, False)]
+    stack, entered, depth = [(root, False)], 0, 0
     while stack:
         value, leaving = stack.pop()
         parts = _children(value)
@@ -354,17 +357,20 @@ def _check_tree(root, limits: Limits) -> None:
             inside = [done[id(p)] for p in parts if id(p) in done]
             depth = 1 + max((d for d, _ in inside), default=0)
             size = 1 + len(parts) + sum(n for _, n in inside)
-            if depth > limits.depth:
-                raise Bad(f"nests deeper than {limits.depth}")
             if size > limits.values:
                 raise Bad(f"unfolds to more than {limits.values} values")
             done[id(value)] = depth, size
+            entered -= 1
         elif id(value) not in done:
             done[id(value)] = None
+            entered += 1
             stack.append((value, True))
             stack.extend((part, False) for part in parts if _children(part))
         elif done[id(value)] is None:
             raise Bad("has a value that holds itself")
+        # `entered` sees a deep value before all of it is walked, `depth` one met again deeper down.
+        if max(entered, depth) > limits.depth:
+            raise Bad(f"nests deeper than {limits.depth}")
 
 
 def _kind(value) -> str:
