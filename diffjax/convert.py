@@ -1,0 +1,157 @@
+"""Make a run of published weights: `python -m diffjax.convert FILE --out runs/NAME`.
+
+FILE is an EDM network snapshot (.pkl), whose architecture is in it, or a state dict (.pt, .pth,
+.safetensors) with `--config` for the architecture. Nothing in it is executed. The run directory
+that comes out is taken by sample.py and diffjax.evaluate.
+"""
+
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from diffjax.errors import UserError, choose, command
+from diffjax.run import cli
+
+SYSTEMS = ("edm",)
+FIRST = "map_layer0.weight"  # a name that every EDM network has, once
+
+
+@command
+def main(argv: list[str]) -> int:
+    parser = cli.Parser(prog="diffjax.convert", description=__doc__.split("`")[0])
+    add = parser.add_argument
+    add("file", metavar="FILE", help="an EDM .pkl, or a state dict: .pt, .pth, .safetensors")
+    add("--out", required=True, help="the run directory to make; it must not exist")
+    add("--system", default="edm", help="whose weights they are")
+    add("--config", default="", help="a state dict's config file (an EDM .pkl needs none)")
+    add("--prefix", default="", help="take the names that begin so, without it: state_dict.")
+    argv, overrides = cli.split_overrides(argv)
+    args = parser.parse(argv)
+    choose(args.system, dict.fromkeys(SYSTEMS), "--system")
+    file, out = Path(args.file), Path(args.out)
+    if out.exists():
+        raise UserError(f"{out} is there already: give --out another name, or delete it")
+
+    from diffjax.weights import reading
+
+    if reading.kind_of(file) == "pickle":
+        if args.config or overrides or args.prefix:
+            raise UserError(f"{file}: its architecture is in it; leave out --config and --prefix")
+        config, about, params = from_snapshot(file)
+    else:
+        if not args.config:
+            raise UserError(f"{file} is a state dict: give its architecture by --config FILE")
+        config = cli.apply_overrides(cli.load_config(args.config), overrides)
+        config, about, params = from_state_dict(file, config, args.prefix)
+    write(config, {"data": about}, params, out, str(file))
+    count = sum(array.size for array in params.values())
+    shape = "x".join(map(str, about["image_shape"]))
+    print(
+        f"{out}: {config.network.kind}, {count:,} parameters, {shape}, "
+        f"{len(about['class_names']) or 'no'} classes. "
+        f"Sample it: python sample.py --workdir {out}"
+    )
+    return 0
+
+
+def from_snapshot(file: Path):
+    """Returns (config, assets' data, {path: array}) of an EDM network snapshot.
+
+    Raises:
+      UserError: what `edm_pickles.read` and `published` refuse.
+    """
+    from diffjax.systems.edm import published
+    from diffjax.weights import edm_pickles, reading
+
+    architecture, state = edm_pickles.read(reading.mapped(file), str(file))
+    config = published.config_of(architecture, str(file))
+    if config.diffusion.precond != "edm":
+        raise UserError(
+            f"{file}: {architecture.wrapper} networks are not sampled yet, only EDMPrecond's"
+        )
+    config.name = file.stem
+    taps = config.network.get("resample_filter", (1, 1))
+    params, _ = published.to_params(state, taps, str(file))
+    classes = published.num_classes(architecture, str(file))
+    return config, _about(file, published.image_shape(architecture, str(file)), classes), params
+
+
+def from_state_dict(file: Path, config, prefix: str):
+    """Returns (config, assets' data, {path: array}) of a state dict and the config of its network.
+
+    Names are the released ones, after a prefix ("state_dict.", "module.") that is found by itself
+    where only one fits; or ours, of another run's weights.safetensors.
+
+    Raises:
+      UserError: what `reading.read_weights` refuses, or names of no EDM network.
+    """
+    from diffjax.systems.edm import published
+    from diffjax.weights import reading
+
+    state = reading.read_weights(file)
+    if not any("/" in name for name in state):
+        state = _without_prefix(state, prefix, file)
+        taps = config.network.get("resample_filter", (1, 1))
+        if config.network.kind == "ncsnpp":
+            taps = (1, 3, 3, 1)
+        state, _ = published.to_params(state, taps, str(file))
+    shape, classes = published.named_shape(state, str(file))
+    with config.unlocked():
+        config.data.path = published.NO_DATA
+    return config, _about(file, shape, classes), state
+
+
+def _without_prefix(state: dict, prefix: str, file: Path) -> dict:
+    """The names after a prefix, all beginning with "model." as the released ones do."""
+    found = [name.removesuffix(FIRST) for name in state if name.endswith(FIRST)]
+    found = [name for name in found if name in ("", "model.") or name.startswith(prefix)]
+    if len(found) != 1:
+        some = ", ".join(repr(name) for name in found[:8]) or "none"
+        raise UserError(f"{file}: which network? give --prefix (prefixes found: {some})")
+    head = found[0]
+    return {"model." + n.removeprefix(head): a for n, a in state.items() if n.startswith(head)}
+
+
+def _about(file: Path, shape: tuple[int, int, int], classes: int) -> dict:
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    return {
+        "image_shape": list(shape),
+        "class_names": [str(i) for i in range(classes)],
+        "fingerprint": f"weights {digest[:16]}",
+    }
+
+
+def write(config, assets: dict, params: dict, out: Path, where: str) -> None:
+    """Writes a run directory: under a temporary name, then renamed whole.
+
+    Raises:
+      UserError: weights that are not those of the config's network.
+    """
+    import jax
+
+    from diffjax import systems
+    from diffjax.run import sampling
+    from diffjax.run.system import save_assets
+    from diffjax.weights import trees
+
+    system = systems.make(config, assets)
+    shapes = jax.eval_shape(system.init, jax.random.key(0))
+    tree = trees.fit(params, shapes, where)
+    temporary = out.with_name(f"{out.name}.tmp{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        (temporary / "config.json").write_text(cli.config_json(config))
+        save_assets(assets, temporary)
+        trees.save(tree, temporary / sampling.WEIGHTS, {"source": Path(where).name})
+        os.replace(temporary, out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
