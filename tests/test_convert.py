@@ -76,9 +76,7 @@ def test_two_networks_in_one_file(state, config, tmp_path):
     path = tmp_path / "a.safetensors"
     both = {f"ema.{k}": v for k, v in state.items()} | {f"net.{k}": -v for k, v in state.items()}
     save_file(both, path)
-    with pytest.raises(
-        UserError, match="give --prefix .prefixes found: 'ema.model.', 'net.model.'"
-    ):
+    with pytest.raises(UserError, match="prefixes found: 'ema.model.', 'net.model.'"):
         convert.from_state_dict(path, config[1], "")
     _, _, params = convert.from_state_dict(path, config[1], "ema.")
     np.testing.assert_array_equal(

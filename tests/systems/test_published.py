@@ -132,7 +132,7 @@ def test_config_of_adm():
     [
         ({"num_blocks": 10**9}, "says num_blocks 1000000000"),
         ({"num_blocks": True}, "says num_blocks True"),
-        ({"num_blocks": "4"}, "says num_blocks 4"),
+        ({"num_blocks": "4"}, "says num_blocks '4'"),
         ({"model_channels": -1}, "says model_channels -1"),
         ({"channel_mult": [1] * 99}, "says channel_mult"),
         ({"channel_mult": 2}, "says channel_mult 2"),

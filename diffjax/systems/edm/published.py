@@ -194,7 +194,7 @@ def _checked(name: str, value, like, where: str):
         number, value = True, float(value)
     if number and 0 <= value <= LARGEST:
         return value
-    raise UserError(f"{where}: its network says {name} {str(value)[:60]!r}")
+    raise UserError(f"{where}: its network says {name} {ascii(value)[:60]}")
 
 
 def named_shape(params: dict[str, np.ndarray], where: str) -> tuple[tuple[int, int, int], int]:
