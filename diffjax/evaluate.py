@@ -18,8 +18,11 @@ def main(argv: list[str]) -> int:
     add("--ref", default="", help="data to compare with; empty: what the run was trained on")
     add("--split", default="train", help="the split of the reference")
     add("--metrics", default="fd,kid,precision,recall", help="comma-separated")
-    add("--net", default="emoji", help="feature net")
+    add("--net", default="emoji", help="feature net: emoji, pixels, inception:WEIGHTS_FILE")
+    add("--no_cache", action="store_true", help="do not keep the reference's statistics on disk")
     workdir = cli.workdir_of(parser, argv)
+
+    import jax
 
     from diffjax import systems
     from diffjax.data.sources import open_source
@@ -30,9 +33,14 @@ def main(argv: list[str]) -> int:
     args, request = cli.with_request(parser, argv, system.request)
     metrics = [word.strip() for word in args.metrics.split(",") if word.strip()]
     source = open_source(args.ref, args.split) if args.ref else system.data(args.split)
-    score = system.evaluate(source, metrics, args.net)  # refuses before the sampling, not after
-
     grid = mesh.make_mesh(mesh.LOCAL)
+    # Processes must agree on what is computed, and one might find a cache that another does not.
+    cached = not args.no_cache and jax.process_count() == 1
+    score = system.evaluate(  # refuses before the sampling, not after
+        source, metrics, args.net,
+        sharding=mesh.rows(grid), cache=devices.cache_folder() / "reference" if cached else None,
+    )  # fmt: skip
+
     params, which = sampling.load_params(system, workdir, grid, ema=args.ema, step=args.step)
     outputs = sampling.collect(
         system, params, request, num=args.num, seed=args.seed, batch=args.batch, mesh=grid,

@@ -14,7 +14,7 @@ ROOMS = {
     "core": {"errors"},
     "nets": {"errors"},
     "data": {"errors", "core", "nets"},
-    "metrics": {"errors", "core", "nets"},
+    "metrics": {"errors", "core", "nets", "weights"},  # a feature net may come from a file
     "weights": {"errors", "core", "nets"},
 }
 ROOMS["run"] = {*ROOMS}

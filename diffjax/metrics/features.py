@@ -1,15 +1,19 @@
 """Feature nets: what turns pictures into the vectors that the metrics compare."""
 
+import dataclasses
 import functools
+import hashlib
 import importlib.resources
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import safe_open
 
 from diffjax.errors import UserError, choose
@@ -18,9 +22,12 @@ from diffjax.nets.classifier_small import ClassifierSmall
 EMOJI_SIZE = 24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FeatureNet:
     """Pure functions of uint8 pictures [n, H, W, 3] of any size; each may be jitted.
+
+    With `weights` they take these first, for a large net: as constants of a compiled program they
+    would be kept and hashed with it.
 
     Attributes:
       name: how scores name the net: scores compare only where the net is the same.
@@ -29,14 +36,20 @@ class FeatureNet:
       probs: -> class probabilities, float32 [n, classes]; None if the net classifies nothing.
       spatial: -> a flattened map, float32 [n, e] (`spatial_features`); None if it has no map.
       classes: names of the classes, in the order of `probs`.
+      weights: a tree of arrays, or None: the functions take pictures alone.
+      version: what tells these weights from others of the same name, for caches.
+      is_fid: whether the Frechet distance on this net is what is called FID.
     """
 
     name: str
     dim: int
-    apply: Callable[[jax.Array], jax.Array]
-    probs: Callable[[jax.Array], jax.Array] | None = None
-    spatial: Callable[[jax.Array], jax.Array] | None = None
+    apply: Callable[..., jax.Array]
+    probs: Callable[..., jax.Array] | None = None
+    spatial: Callable[..., jax.Array] | None = None
     classes: tuple[str, ...] = ()
+    weights: Any = None
+    version: str = ""
+    is_fid: bool = False
 
 
 def spatial_features(feature_map: jax.Array, channels: int = 7) -> jax.Array:
@@ -128,31 +141,70 @@ def emoji_classifier() -> FeatureNet:
     weights = importlib.resources.files("diffjax.metrics") / "emoji_classifier.safetensors"
     with importlib.resources.as_file(weights) as path:
         module, params, metadata = load_classifier(path)
-    return classifier_net("emoji", module, params, json.loads(metadata["class_names"]))
+        version = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    net = classifier_net("emoji", module, params, json.loads(metadata["class_names"]))
+    return dataclasses.replace(net, version=version)
 
 
-FEATURE_NETS = {"emoji": emoji_classifier, "pixels": pixels}
+def _inception(path: str) -> FeatureNet:
+    from diffjax.metrics.inception import inception  # which imports this module
+
+    if not path:
+        raise UserError("feature net 'inception' needs its weights: inception:FILE")
+    return inception(path)
+
+
+FEATURE_NETS = {"emoji": emoji_classifier, "pixels": pixels, "inception": _inception}
 
 
 def feature_net(name: str) -> FeatureNet:
-    """Returns a feature net by name; raises `UserError` with the nearest known name otherwise."""
-    return choose(name, FEATURE_NETS, "feature net")()
+    """Returns a feature net by name: "emoji", "pixels", or "inception:FILE" with its weights.
+
+    Raises:
+      UserError: another name (with the nearest), or a file that is not that net's weights.
+    """
+    word, _, path = name.partition(":")
+    make = choose(word, FEATURE_NETS, "feature net")
+    if word == "inception":
+        return make(path)
+    if path:
+        raise UserError(f"feature net {word!r} takes no file, got {name!r}")
+    return make()
 
 
-def extract(
-    net: FeatureNet, images: np.ndarray, batch_size: int = 128, output: str = "apply"
-) -> np.ndarray:
+@functools.lru_cache(maxsize=16)
+def _compiled(net: FeatureNet, outputs: tuple[str, ...]) -> Callable:
+    """Jitted (weights, images) -> {output: [n, ...]}; what outputs share is computed once."""
+
+    def run(weights, images):
+        first = () if weights is None else (weights,)
+        return {name: getattr(net, name)(*first, images) for name in outputs}
+
+    return jax.jit(run)
+
+
+def batches(
+    net: FeatureNet,
+    images: np.ndarray,
+    outputs: Sequence[str] = ("apply",),
+    batch_size: int = 128,
+    sharding: NamedSharding | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
     """Runs a feature net over pictures in fixed batches: one compilation a picture size.
+
+    In float32 on every device, not in the device's default precision, so that scores from different
+    machines compare.
 
     Args:
       net: the feature net.
       images: uint8 [n, H, W, C], C = 3, or 1 which is repeated to 3; n >= 1.
-      batch_size: pictures a batch; the last one is padded to it.
-      output: which of the net's functions: "apply", "probs" or "spatial".
+      outputs: which of the net's functions: "apply", "probs", "spatial".
+      batch_size: pictures a batch, made a multiple of the devices; the last is padded to it.
+      sharding: of a batch, its first dimension over devices; None: one device. With several
+        processes, all must hold the same images.
 
-    Returns:
-      float32 [n, d] on the host. In float32 on every device, not in the device's default precision,
-      so that scores from different machines compare.
+    Yields:
+      {output: float32 [b, ...]} on the host, b <= batch_size.
 
     Raises:
       UserError: images of another dtype, shape or channel count, none at all, or a net without
@@ -165,16 +217,51 @@ def extract(
         )
     if not images.size or batch_size < 1:
         raise UserError(f"no features of images {images.shape} in batches of {batch_size}")
-    function = getattr(net, output)
-    if function is None:
-        raise UserError(f"feature net {net.name!r} has no {output} output")
-    function, rows = jax.jit(function), []
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
+    for output in outputs:
+        if getattr(net, output) is None:
+            raise UserError(f"feature net {net.name!r} has no {output} output")
+    weights, size = net.weights, batch_size
+    if sharding is not None:
+        everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+        weights = jax.device_put(weights, everywhere)
+        shape = (sharding.mesh.size, *images.shape[1:])
+        size += -size % (shape[0] // sharding.shard_shape(shape)[0])
+    run = _compiled(net, tuple(outputs))
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        count = len(batch)
         if images.shape[-1] == 1:
             batch = np.repeat(batch, 3, -1)
-        padding = batch_size - len(batch)
-        padded = np.pad(batch, ((0, padding), (0, 0), (0, 0), (0, 0)))
+        batch = np.pad(batch, ((0, size - count), (0, 0), (0, 0), (0, 0)))
         with jax.default_matmul_precision("highest"):
-            rows.append(np.asarray(function(jax.device_put(padded)))[: len(batch)])
-    return np.concatenate(rows)
+            found = run(weights, _place(batch, sharding))
+        yield {name: _fetch(array)[:count] for name, array in found.items()}
+
+
+def _place(batch: np.ndarray, sharding) -> jax.Array:
+    if sharding is None:
+        return jax.device_put(batch)
+    return jax.make_array_from_callback(batch.shape, sharding, lambda index: batch[index])
+
+
+def _fetch(array: jax.Array) -> np.ndarray:
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def extract(
+    net: FeatureNet,
+    images: np.ndarray,
+    batch_size: int = 128,
+    output: str = "apply",
+    sharding: NamedSharding | None = None,
+) -> np.ndarray:
+    """Returns one output of a feature net for all pictures, float32 [n, d] on the host.
+
+    Arguments, and what it raises, as in `batches`.
+    """
+    found = batches(net, images, (output,), batch_size, sharding)
+    return np.concatenate([part[output] for part in found])

@@ -8,6 +8,11 @@ import jax
 from diffjax.errors import UserError
 
 
+def cache_folder() -> Path:
+    """Returns where things are kept that can be made again: XDG_CACHE_HOME/diffjax."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffjax"
+
+
 def start(distributed: str = "") -> None:
     """Sets the compilation cache and joins the other processes. Call before any computation.
 
@@ -19,8 +24,7 @@ def start(distributed: str = "") -> None:
       UserError: for a malformed value, or where the platform asked for is not there.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "diffjax" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     if distributed == "auto":
         jax.distributed.initialize()
     elif distributed:

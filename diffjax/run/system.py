@@ -35,8 +35,10 @@ class System:
       show: (outputs, path) -> None: writes a picture for a person. Host side.
       write: (output, path) -> None: writes one sample as it is, for use elsewhere. Host side.
       suffix: the file ending of `show`'s pictures and `write`'s files.
-      evaluate: (source, metrics, net name) -> score, with score(outputs, seed) -> a JSON-ready
-        dict. The first call raises `UserError` for what cannot be scored. Host side.
+      evaluate: (source, metrics, net name, sharding=, cache=) -> score, with
+        score(outputs, seed) -> a JSON-ready dict. The first call raises `UserError` for what cannot
+        be scored. Host side; `sharding` is of a batch over devices, `cache` a folder for what is
+        known of the source, both may be left out.
       sharding: ((regular expression over a parameter's path, PartitionSpec), ...), first match.
       assets: {name: array or JSON value}: what sampling needs beside weights; kept in `assets/`.
       process, denoiser: the core's process and (params, x, t, cond) -> x0, for studies.

@@ -148,8 +148,8 @@ def make(config, assets: dict | None = None) -> System:
         order = np.random.default_rng(0).permutation(len(source))
         return np.asarray(source.labels, np.int32)[order[index % len(source)]]
 
-    def evaluate(source, metrics, net):
-        return report.scorer(source, metrics, net)
+    def evaluate(source, metrics, net, **how):
+        return report.scorer(source, metrics, net, **how)
 
     return System(
         init=init,
