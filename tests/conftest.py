@@ -21,6 +21,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="diffjax_test_xla_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# What evaluate keeps of reference sets must not come from an earlier session's code. Matplotlib's
+# list of fonts, which takes seconds to make, may.
+_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+os.environ.setdefault("MPLCONFIGDIR", str(_home / "matplotlib"))
+_kept = tempfile.TemporaryDirectory(prefix="diffjax_test_cache_")
+os.environ["XDG_CACHE_HOME"] = _kept.name
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # train.py and sample.py are scripts, not part of the package
@@ -34,6 +40,7 @@ STEPS = 6
 def pytest_unconfigure():
     if _cache is not None:
         _cache.cleanup()
+    _kept.cleanup()
 
 
 @pytest.fixture(scope="session")

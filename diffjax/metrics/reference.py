@@ -4,6 +4,7 @@ The moments of 50,000 features of 2048 numbers take 34 MB, the features 410 MB: 
 where a metric compares all of them.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -99,7 +100,7 @@ class Cache:
         found = Statistics()
         for name in {*moments, *features}:
             try:
-                # mmap_mode has no effect inside an npz; what is not asked for is not read.
+                # An array in an npz is read when it is asked for: here only those that are wanted.
                 with np.load(self._path(f"{name}.npz"), allow_pickle=False) as arrays:
                     if name in moments:
                         n, mean, cov = int(arrays["n"]), arrays["mean"], arrays["cov"]
@@ -153,4 +154,5 @@ class Cache:
                 write(file)
             os.replace(temporary, path)
         except OSError:  # a full or read-only disk: the scores do not depend on the cache
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
