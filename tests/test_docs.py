@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-COMMANDS = ("train.py", "sample.py", "diffjax.evaluate", "diffjax.prepare")
+COMMANDS = ("train.py", "sample.py", "diffjax.evaluate", "diffjax.prepare", "diffjax.convert")
 NEED_A_RUN = ("sample.py", "diffjax.evaluate")
 
 
