@@ -90,6 +90,7 @@ def from_state_dict(file: Path, config, prefix: str):
     from diffjax.systems.edm import published
     from diffjax.weights import reading
 
+    cli.require(config, {"data.path": str, "network.kind": str})
     state = reading.read_weights(file)
     if not any("/" in name for name in state):
         state = _without_prefix(state, prefix, file)
@@ -106,7 +107,7 @@ def from_state_dict(file: Path, config, prefix: str):
 def _without_prefix(state: dict, prefix: str, file: Path) -> dict:
     """The names after a prefix, all beginning with "model." as the released ones do."""
     found = [name.removesuffix(FIRST) for name in state if name.endswith(FIRST)]
-    found = [name for name in found if name in ("", "model.") or name.startswith(prefix)]
+    found = [name for name in found if name.startswith(prefix)]
     if len(found) != 1:
         some = ", ".join(repr(name) for name in found[:8]) or "none"
         raise UserError(f"{file}: which network? give --prefix (prefixes found: {some})")

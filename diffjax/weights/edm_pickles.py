@@ -141,11 +141,11 @@ def _collect(module, prefix: str, found: dict[str, Tensor], where: str) -> None:
             if value is None or (group == "_buffers" and name in skipped):
                 continue
             if type(name) is not str or not isinstance(value, Tensor):
-                raise UserError(f"{where}: {prefix}{name} is no tensor")
+                raise UserError(f"{where}: {str(prefix + str(name))[:200]!r} is no tensor")
             found[prefix + name] = value
     for name, value in _dict(state, "_modules", where).items():
         if type(name) is not str or "." in name or "/" in name:
-            raise UserError(f"{where}: a module named {name!r}")
+            raise UserError(f"{where}: a module named {str(name)[:200]!r}")
         if value is not None:
             _collect(value, f"{prefix}{name}.", found, where)
 

@@ -79,7 +79,7 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     def walk(value, name: str) -> None:
         if isinstance(value, np.ndarray):
             if name in found:
-                raise UserError(f"{path}: two arrays of the name {name!r}")
+                raise UserError(f"{path}: two arrays of the name {name[:200]!r}")
             found[name] = value
         elif isinstance(value, dict):
             for key, part in value.items():

@@ -17,7 +17,7 @@ from diffjax.weights.tensors import NAMES, Storage, arrays, storage_of
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a stream
 MAX_TREE = 64 << 20  # bytes of a zip file's data.pkl
-MAX_RATIO = 100  # times that a member of a zip may unpack to; weights are stored as they are
+MAX_RATIO = 20  # unpacked over packed size; PyTorch stores weights as they are
 MAX_MEMBERS = 200_000
 
 
@@ -72,24 +72,27 @@ def _members(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipInfo]
     infos = archive.infolist()
     if len(infos) > MAX_MEMBERS:
         raise UserError(f"{where}: {len(infos)} files in one zip, the limit is {MAX_MEMBERS}")
-    members, packed = {}, 0
+    members, packed, unpacked = {}, 0, 0
     for info in infos:
         name = info.filename
         if PurePosixPath(name).is_absolute() or ".." in name.split("/") or "\\" in name:
-            raise UserError(f"{where}: unsafe name {name!r} in it")
+            raise UserError(f"{where}: unsafe name {name[:200]!r} in it")
         if name in members:
-            raise UserError(f"{where}: two files of the name {name!r} in it")
+            raise UserError(f"{where}: two files of the name {name[:200]!r} in it")
         if info.flag_bits & 1 or info.compress_type not in (
             zipfile.ZIP_STORED,
             zipfile.ZIP_DEFLATED,
         ):
-            raise UserError(f"{where}: {name!r} in it is encrypted or packed in an unusual way")
-        if info.file_size > MAX_RATIO * info.compress_size + (1 << 16):
-            raise UserError(f"{where}: {name!r} in it says that it unpacks to {info.file_size}")
-        members[name], packed = info, packed + info.compress_size
+            raise UserError(
+                f"{where}: {name[:200]!r} in it is encrypted or packed in an unusual way"
+            )
+        members[name] = info
+        packed, unpacked = packed + info.compress_size, unpacked + info.file_size
     # Several entries may be made to share one place, to unpack to more than their sizes allow.
     if packed > Path(archive.filename).stat().st_size:
         raise UserError(f"{where}: the files in it are larger than it is")
+    if unpacked > MAX_RATIO * packed + (1 << 20):
+        raise UserError(f"{where}: {packed} bytes in it say that they unpack to {unpacked}")
     return members
 
 
@@ -161,9 +164,10 @@ def read_stream(data: Buffer, where: str):
         count = int.from_bytes(data[at : at + 8], order, signed=True)
         at += 8
         if count != storage.count:
-            raise UserError(f"{where}: storage {key!r} has {count} numbers, not {storage.count}")
+            what = f"storage {key[:80]!r} has {count} numbers, not {storage.count}"
+            raise UserError(f"{where}: {what}")
         if size > len(data) - at:
-            raise UserError(f"{where}: cut short in storage {key!r}")
+            raise UserError(f"{where}: cut short in storage {key[:80]!r}")
         storage.fetch = lambda part=data[at : at + size]: part
         storage.swap = order != sys.byteorder
         at, stored = at + size, stored + size

@@ -99,7 +99,7 @@ BROKEN = {
     ),
     "a number for a tensor": (
         {"ema": module("EDMPrecond", _modules={"model": INNER}, _buffers={"u": 3})},
-        "u is no tensor",
+        "'u' is no tensor",
     ),
     "a path for a name": (
         {"ema": module("EDMPrecond", _modules={"model": INNER, "../x": INNER})},

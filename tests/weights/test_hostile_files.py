@@ -329,16 +329,25 @@ ZIPS = {
     "backslash": (lambda: zipped(GOOD, {"a\\b": b""}), "unsafe name"),
     "duplicate": (twice, "two files of the name"),
     "overlapping": (overlapping, "larger than it is"),
+    "many small bombs": (
+        lambda: zipped(
+            GOOD, {f"a/data/{i}": bytes(60_000) for i in range(200)}, zipfile.ZIP_DEFLATED
+        ),
+        "say that they unpack to",
+    ),
+    "endless name": (
+        lambda: zipped(tree(tensor(of=storage(key=text("a" * 9000))))), "no data for storage 'aaa"
+    ),
     "bomb": (
         lambda: zipped(
             tree(tensor(of=storage(count=16 << 20))),
             {"a/data/0": bytes(64 << 20)},
             zipfile.ZIP_DEFLATED,
         ),
-        "says that it unpacks to 67108864",
+        "say that they unpack to 671",
     ),
     "pickle bomb": (
-        lambda: zipped(program(b"N" * (8 << 20)), None, zipfile.ZIP_DEFLATED), "that it unpacks to"
+        lambda: zipped(program(b"N" * (8 << 20)), None, zipfile.ZIP_DEFLATED), "say that they unpack to"
     ),
     "encrypted": (lambda: flags(zipped(GOOD)), "encrypted"),
     "damaged": (
