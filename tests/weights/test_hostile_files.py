@@ -347,7 +347,8 @@ ZIPS = {
         "say that they unpack to 671",
     ),
     "pickle bomb": (
-        lambda: zipped(program(b"N" * (8 << 20)), None, zipfile.ZIP_DEFLATED), "say that they unpack to"
+        lambda: zipped(program(b"N" * (8 << 20)), None, zipfile.ZIP_DEFLATED),
+        "say that they unpack to",
     ),
     "encrypted": (lambda: flags(zipped(GOOD)), "encrypted"),
     "damaged": (
