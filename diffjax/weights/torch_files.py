@@ -97,7 +97,7 @@ def _members(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipInfo]
 
 
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int, where: str) -> bytes:
-    """A member's content, checksum compared. Never unpacks more than its stated size, or `limit`."""
+    """A member's content, its checksum compared. Never unpacks more than the stated size."""
     if info.file_size > limit:
         raise UserError(f"{where}: {info.filename!r} in it has {info.file_size} bytes")
     try:
