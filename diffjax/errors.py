@@ -26,7 +26,8 @@ def did_you_mean(word: object, known: Iterable[object]) -> str:
     near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
     if near:
         return f" (did you mean {near[0]!r}?)"
-    return f" (known: {', '.join(names)})" if names else ""
+    more = ", ..." if len(names) > 12 else ""
+    return f" (known: {', '.join(names[:12])}{more})" if names else ""
 
 
 def choose(word: str, table: dict, what: str):

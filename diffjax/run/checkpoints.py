@@ -13,6 +13,8 @@ from diffjax.errors import UserError
 from diffjax.run.update import State
 from diffjax.weights import trees
 
+META = ("elapsed", "fingerprint", "ema")  # what `loop.train` saves beside a state
+
 
 class Checkpoints:
     """The `checkpoints/` folder of a run directory.
@@ -77,16 +79,17 @@ class Checkpoints:
             )
         except Exception as error:  # whatever Orbax and TensorStore find wrong with the files
             raise UserError(self._broken(step, error)) from error
-        return State(**restored["state"]), dict(restored["meta"])
+        return State(**restored["state"]), self._checked(restored["meta"], step)
 
     def meta(self, step: int) -> dict:
         """Returns the dict that was saved beside a step's state."""
         self._require(step)
         try:
             args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            return dict(self._manager.restore(step, args=args)["meta"])
+            found = self._manager.restore(step, args=args)["meta"]
         except Exception as error:
             raise UserError(self._broken(step, error)) from error
+        return self._checked(found, step)
 
     def restore_part(self, part: str, shapes, step: int):
         """Returns one tree of a step's state, "params" or "ema/NAME", placed as `shapes` says.
@@ -141,6 +144,11 @@ class Checkpoints:
         if step is None or step not in steps:
             has = f"it has {', '.join(map(str, steps))}" if steps else "it has none"
             raise UserError(f"{self.folder}: no checkpoint of step {step}; {has}")
+
+    def _checked(self, meta, step: int) -> dict:
+        if not isinstance(meta, dict) or not set(META) <= set(meta):
+            raise UserError(self._broken(step, KeyError(f"meta lacks one of {', '.join(META)}")))
+        return meta
 
     def _broken(self, step: int, error: Exception) -> str:
         first = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""

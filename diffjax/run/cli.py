@@ -112,7 +112,7 @@ def load_config(path: str) -> ConfigDict:
         config = module.get_config()
     except UserError:
         raise
-    except Exception as error:  # whatever the user's own file raises
+    except (Exception, SystemExit) as error:  # whatever the user's own file raises
         raise UserError(f"{path}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() must return an ml_collections.ConfigDict")

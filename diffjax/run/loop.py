@@ -224,8 +224,15 @@ def check_config(config) -> None:
         raise UserError(f"config.time_budget {config.time_budget}: seconds, 0 for none")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed {config.seed}: must be from 0 to {2**32 - 1}")
-    if not config.optimizer.learning_rate > 0:
-        raise UserError("config.optimizer.learning_rate must be above 0")
+    for name in ("learning_rate", "eps"):
+        if not config.optimizer[name] > 0:
+            raise UserError(f"config.optimizer.{name} must be above 0")
+    for name in ("b1", "b2"):
+        if not 0 <= config.optimizer[name] < 1:
+            raise UserError(f"config.optimizer.{name} {config.optimizer[name]}: must be in [0, 1)")
+    for name in ("clip", "weight_decay", "final", "warmup_steps"):
+        if config.optimizer[name] < 0:
+            raise UserError(f"config.optimizer.{name} {config.optimizer[name]}: at least 0")
 
 
 def prepare_workdir(system: System, config, workdir: Path, main: bool = True) -> IO | None:

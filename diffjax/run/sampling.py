@@ -121,11 +121,26 @@ def load_params(system: System, workdir: Path, mesh: Mesh, *, ema: str = "", ste
     return jax.device_put(trees.fit(flat, shapes, str(file)), shardings), WEIGHTS
 
 
+def check_out(system: System, path: Path) -> None:
+    """Raises `UserError` where `save` could not write: asked before the sampling, not after."""
+    if path.suffix not in (".npz", system.suffix, ""):
+        raise UserError(
+            f"--out {path}: ends in {system.suffix} for a picture, .npz for arrays, "
+            "or nothing for a folder"
+        )
+    if path.exists() and path.is_dir() == bool(path.suffix):
+        raise UserError(f"--out {path} is a {'folder' if path.is_dir() else 'file'} already")
+    above = next(p for p in path.absolute().parents if p.exists())
+    if not above.is_dir():
+        raise UserError(f"--out {path}: {above} is a file")
+
+
 def save(system: System, outputs, path: Path) -> str:
     """Writes outputs as PATH says: .npz arrays, a picture, or (no ending) a folder of pictures.
 
     Returns one line that says what was written.
     """
+    check_out(system, path)
     count = len(jax.tree.leaves(outputs)[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":
@@ -137,11 +152,6 @@ def save(system: System, outputs, path: Path) -> str:
     if path.suffix == system.suffix:
         system.show(outputs, path)
         return f"{count} samples in {path}"
-    if path.suffix:
-        raise UserError(
-            f"--out {path}: ends in {system.suffix} for a picture, .npz for arrays, "
-            "or nothing for a folder"
-        )
     path.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         one = jax.tree.map(lambda a: a[i], outputs)  # noqa: B023

@@ -44,6 +44,7 @@ FIELDS = {
     "data.path": str,
     "data.image_size": int,
     "data.balanced": bool,
+    "network.kind": str,
     **dict.fromkeys(
         [f"diffusion.{k}" for k in ("sigma_data", "p_mean", "p_std", "label_dropout")], float
     ),
@@ -210,9 +211,12 @@ def _checked(assets: dict) -> dict:
     about = assets.get("data")
     if not isinstance(about, dict) or not {"image_shape", "class_names"} <= set(about):
         raise UserError("the run directory lacks assets/data.json (image_shape, class_names)")
-    shape = about["image_shape"]
-    if not (len(shape) == 3 and all(isinstance(n, int) and 0 < n <= 8192 for n in shape)):
+    shape, names = about["image_shape"], about["class_names"]
+    whole = lambda n: isinstance(n, int) and 0 < n <= 8192
+    if not (isinstance(shape, list) and len(shape) == 3 and all(map(whole, shape))):
         raise UserError(f"assets/data.json: image_shape {shape} is no [height, width, channels]")
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError("assets/data.json: class_names is no list of names")
     return about
 
 

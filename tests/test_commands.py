@@ -1,0 +1,133 @@
+"""The commands from end to end: the same seed twice, scores as one line, the tiny config."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import sample
+import train
+from diffjax import evaluate
+from diffjax.run.logs import read_metrics
+from diffjax.weights import trees
+
+
+def test_same_seed_same_bits_other_seed_other(trained, tiny_config, tmp_path):
+    # Bit for bit with `trained`; tests/run/test_resume.py compares the whole state.
+    runs = {}
+    for seed in 0, 1:
+        workdir = tmp_path / str(seed)
+        assert train.main([*tiny_config, f"--config.seed={seed}", "--workdir", str(workdir)]) == 0
+        runs[seed] = trees.load(workdir / "weights.safetensors"), read_metrics(workdir)
+    weights, metrics = trees.load(trained / "weights.safetensors"), read_metrics(trained)
+    losses = lambda records: [record["loss"] for record in records]
+    assert all(np.array_equal(weights[k], runs[0][0][k]) for k in weights)
+    assert losses(metrics) == losses(runs[0][1])
+    assert any((weights[k] != runs[1][0][k]).any() for k in weights)
+    assert not {*losses(metrics)} & {*losses(runs[1][1])}
+
+
+def test_run_directory_holds_what_it_should(trained):
+    names = {p.name for p in trained.iterdir()}
+    assert names >= {
+        "config.json", "log.jsonl", "metrics.jsonl", "checkpoints", "assets", "samples",
+        "samples.png", "loss.png", "weights.safetensors",
+    }  # fmt: skip
+    assert not [p for p in trained.rglob("*") if p.name.endswith((".tmp", ".part"))]
+    record = read_metrics(trained)[0]
+    assert record.keys() >= {"step", "time", "loss", "grad_norm", "learning_rate"}
+    assert record.keys() >= {"images_per_second"}
+
+
+def test_evaluate_prints_one_line(trained, capsys):
+    argv = ["--workdir", str(trained), "--net", "pixels", "--num", "20", "--metrics", "fd,kid"]
+    assert evaluate.main([*argv, "--batch", "16"]) == 0
+    first = capsys.readouterr().out
+    assert len(first.splitlines()) == 1
+    found = json.loads(first)
+    assert found["feature_net"] == "pixels" and found["weights"] == "step 6, EMA ema"
+    assert (found["num_fake"], found["num_real"], found["floor_num"]) == (20, 40, 20)
+    assert found["request"]["steps"] == 4 and found["ref"] == "tiny.npz"
+    for name in "fd", "kid":
+        # Six steps of training are no match for the data: far above real against real.
+        assert found["scores"][name]["value"] > 2 * abs(found["scores"][name]["floor"])
+    # The samples do not depend on the batch, nor do their scores.
+    assert evaluate.main([*argv, "--batch", "8"]) == 0
+    assert json.loads(capsys.readouterr().out)["scores"] == found["scores"]
+
+
+def test_evaluating_the_data_against_themselves(trained, tiny_arrays, tmp_path, monkeypatch):
+    # Were the samples the data themselves, their distance would be 0: what is compared is right.
+    from diffjax.run import sampling
+
+    seen = {}
+
+    def perfect(system, params, request, *, num, condition, **_):
+        order = np.random.default_rng(0).permutation(40)
+        labels = np.asarray(condition(np.arange(num)))
+        seen["labels"] = labels
+        return {"image": tiny_arrays["images"][order[:num]], "label": labels}
+
+    monkeypatch.setattr(sampling, "collect", perfect)
+    printed = []
+    monkeypatch.setattr("builtins.print", lambda line, **_: printed.append(line))
+    argv = ["--workdir", str(trained), "--net", "pixels", "--num", "40", "--metrics", "fd"]
+    assert evaluate.main(argv) == 0
+    assert abs(json.loads(printed[0])["scores"]["fd"]["value"]) < 1e-3
+    np.testing.assert_array_equal(np.sort(seen["labels"]), np.sort(tiny_arrays["labels"]))
+
+
+def test_help_lists_the_systems_flags(trained, capsys):
+    with pytest.raises(SystemExit) as left:
+        sample.main(["--workdir", str(trained), "--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    for flag in "--num", "--guidance", "--sampler", "--cond", "--churn", "--ema":
+        assert flag in text
+    with pytest.raises(SystemExit) as left:
+        train.main(["--help"])
+    assert left.value.code == 0
+    assert "--config" in capsys.readouterr().out
+
+
+def on_one_device(root, *words, cwd):
+    """Runs a command as on a machine with one CPU device, with XLA's usual optimisations."""
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(root)}
+    return subprocess.run(
+        [sys.executable, *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.slow
+def test_default_config_counts_its_parameters(root, tmp_path):
+    done = on_one_device(root, root / "train.py", "--dry_run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^parameters  1,009,292$", done.stdout, re.M)
+    assert re.search(r"^batch       32 .* 2400 steps$", done.stdout, re.M)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_tiny_config_trains_samples_and_is_scored(root, tmp_path):
+    config = root / "configs" / "edm_tiny.py"
+    done = on_one_device(root, root / "train.py", "--config", config, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    # No terminal: lines, not a bar.
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("runs/edm_tiny: from step 0 of 20")
+    assert lines[-1].startswith("runs/edm_tiny: done, step 20") and "\r" not in done.stderr
+    assert (tmp_path / "runs" / "edm_tiny" / "samples.png").is_file()
+    flags = ["--workdir", "runs/edm_tiny", "--num"]
+    done = on_one_device(root, root / "sample.py", *flags, "16", "--out", "o.npz", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "o.npz") as arrays:
+        assert arrays["image"].shape == (16, 24, 24, 3)
+    done = on_one_device(root, "-m", "diffjax.evaluate", *flags, "64", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(done.stdout)["scores"]
+    assert scores.keys() == {"fd", "kid", "precision", "recall", "accuracy"}
+    assert all(score["floor"] is not None for score in scores.values())
