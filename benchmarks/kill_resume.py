@@ -102,10 +102,10 @@ def kill_in(phase: str, process, workdir: Path, startup: float, draw: random.Ran
     elif phase == "training":
         # Lines after `here` that the last kill left are cut before the start is logged.
         alive = wait_for(process, lambda: starts(workdir) > before and last_step(workdir) > here)
-        time.sleep(draw.uniform(0, 1))
+        time.sleep(draw.uniform(0, 4))
     else:
         alive = wait_for(process, lambda: checkpoints(workdir)[1] - halves)
-        time.sleep(draw.uniform(0, 0.1))
+        time.sleep(draw.uniform(0, 0.5))
     if not alive or process.poll() is not None:
         return False
     process.kill()

@@ -98,6 +98,16 @@ def test_killed_while_the_workdir_was_made(tmp_path, trained, make_config):
         assert all(made[name] == wanted[name] for name in made)
 
 
+def test_time_may_end_a_run(tmp_path, tiny_config, capsys):
+    # The budget is over after the first step; and stays over.
+    argv = [*tiny_config, "--config.time_budget=0.001", "--workdir", str(tmp_path / "short")]
+    assert train.main(argv) == 0
+    assert "done, step 1." in capsys.readouterr().err
+    assert [r["step"] for r in read_metrics(tmp_path / "short")] == [1]
+    assert train.main(argv) == 0
+    assert "was finished already, step 1." in capsys.readouterr().err
+
+
 def test_nan_stops_the_run_with_what_is_good(tmp_path, tiny_config, capsys):
     workdir = tmp_path / "nan"
     flags = ["--config.optimizer.learning_rate=1e30", "--config.checkpoint_every=1"]
