@@ -57,6 +57,21 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
                 raise
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
             return 2
+        except OSError as error:  # a file that may not be read or written, a full disk
+            if debug:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+            return 2
+        except RuntimeError as error:  # JAX's own error, known by its text: no JAX is imported here
+            if debug or "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            print(
+                "error: out of memory: lower --batch, or in training config.batch_size, or raise "
+                "config.accumulate (docs/troubleshooting.md)",
+                file=sys.stderr,
+            )
+            return 2
         except KeyboardInterrupt:
             if debug:
                 raise

@@ -125,7 +125,7 @@ TABLE = [
      lambda p: p.config_file("import sys\nsys.exit(0)\n")),
     ("config is a dict", "train", "mine.py: .*must return an ml_collections.ConfigDict",
      lambda p: p.config_file("def get_config():\n    return {}\n")),
-    ("config is empty", "train", "no field 'system'",
+    ("config is empty", "train", "lacks the field 'system'",
      lambda p: p.config_file(GOOD + "def get_config():\n    return ConfigDict()\n")),
     ("config of one field", "train", "lacks the field",
      lambda p: p.config_file(GOOD + "def get_config():\n    return ConfigDict({'system': 'edm'})")),

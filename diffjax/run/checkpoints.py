@@ -29,6 +29,8 @@ class Checkpoints:
     ):
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step it takes
         self.folder = workdir.resolve() / "checkpoints"
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder} is a file, not a folder of checkpoints")
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -174,7 +176,8 @@ def cut_jsonl(path: Path, last_step: int) -> None:
             record = json.loads(line)
         except ValueError:
             continue
-        if isinstance(record, dict) and record.get("step", 0) <= last_step:
+        step = record.get("step", 0) if isinstance(record, dict) else None
+        if isinstance(step, int) and step <= last_step:
             kept.append(line + "\n")
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept))

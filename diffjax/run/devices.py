@@ -23,7 +23,13 @@ def start(distributed: str = "") -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "diffjax" / "xla"))
     if distributed == "auto":
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise UserError(
+                f"--distributed auto: no cluster found ({str(error).splitlines()[0]}); on one "
+                "machine leave the flag away, elsewhere give HOST:PORT,PROCESSES,INDEX"
+            ) from error
     elif distributed:
         match = re.fullmatch(r"([^,]+:[0-9]{1,5}),([0-9]{1,6}),([0-9]{1,6})", distributed)
         if not match:

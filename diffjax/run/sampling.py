@@ -15,6 +15,7 @@ from diffjax.run.checkpoints import Checkpoints
 from diffjax.run.system import System
 from diffjax.weights import trees
 
+MAX_BATCH = 1 << 16
 WEIGHTS = "weights.safetensors"  # a run's EMA weights alone, without checkpoints
 
 
@@ -54,6 +55,8 @@ def batches(
     run = run or sampler(system, request, mesh)
     size = min(batch, num)
     size += -size % meshes.batch_shards(mesh)
+    if size > MAX_BATCH:
+        raise UserError(f"--batch {batch}: at most {MAX_BATCH} at a time")
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed {seed}: must be from 0 to {2**32 - 1}")
     place = functools.partial(_global, sharding=meshes.rows(mesh))
@@ -89,13 +92,15 @@ def load_params(system: System, workdir: Path, mesh: Mesh, *, ema: str = "", ste
     """Returns (params, description) of a run directory, placed by the system's sharding rules.
 
     Args:
-      ema: which EMA; "" is the config's first, "none" the raw parameters.
+      ema: which EMA; "" is the first by name, "none" the raw parameters.
       step: a checkpoint's step; -1 is the newest. A directory without checkpoints is read from
         its weights.safetensors, the EMA of its last step.
 
     Raises:
       UserError: where what is asked for is not there or cannot be read.
     """
+    if step < -1:
+        raise UserError(f"--step {step}: a checkpoint's step, or -1 for the newest")
     shapes = jax.eval_shape(system.init, jax.random.key(0))
     shardings = meshes.tree_shardings(shapes, system.sharding, mesh)
     structs = jax.tree.map(
@@ -115,7 +120,7 @@ def load_params(system: System, workdir: Path, mesh: Mesh, *, ema: str = "", ste
     file = workdir / WEIGHTS
     if not file.is_file():
         raise UserError(f"{workdir} holds no checkpoint and no {WEIGHTS} yet: train it first")
-    if step >= 0 or ema not in ("", "ema"):
+    if step >= 0 or ema:
         raise UserError(f"{workdir} holds only {WEIGHTS}: --step and --ema need its checkpoints")
     flat = trees.load(file)
     return jax.device_put(trees.fit(flat, shapes, str(file)), shardings), WEIGHTS

@@ -131,7 +131,8 @@ def test_rows_that_processes_share(pair, tiny_config, tmp_path, pictures):
     argv += ["--config.mesh.tensor=8", "--workdir", str(tmp_path / "new")]
     assert [p.wait() for p in pair(argv, streamed=True)] == [2, 2]
     for log in tmp_path.glob("*.log"):
-        assert re.search(r"^error: config.mesh data x fsdp = 1 .* 2 processes", log.read_text(), re.M)
+        wanted = r"^error: config.mesh data x fsdp = 1 .* 2 processes"
+        assert re.search(wanted, log.read_text(), re.M)
     assert not (tmp_path / "new").exists()
 
 

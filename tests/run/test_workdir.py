@@ -86,16 +86,34 @@ def test_two_processes_do_not_share_a_workdir(copy, tiny_config, capsys):
     assert train.main([*tiny_config, "--workdir", str(copy)]) == 0
 
 
-def test_killed_while_the_workdir_was_made(tmp_path, trained, make_config):
-    workdir, config = tmp_path / "half", make_config()
+def test_killed_while_the_workdir_was_made(tmp_path, trained, tiny_config):
+    workdir = tmp_path / "half"
     (workdir / "assets").mkdir(parents=True)
     (workdir / ".lock").touch()
     (workdir / "assets" / "data.json").write_text('{"image_sha')
     (workdir / "config.json.tmp").write_text("{")
-    with loop.prepare_workdir(systems.make(config), config, workdir):
-        made, wanted = listing(workdir), listing(trained)
-        assert set(made) == {".lock", "assets/data.json", "config.json"}
-        assert all(made[name] == wanted[name] for name in made)
+    assert train.main([*tiny_config, "--workdir", str(workdir)]) == 0
+    made, wanted = listing(workdir), listing(trained)
+    for name in ("assets/data.json", "config.json", "weights.safetensors"):
+        assert made[name] == wanted[name]
+
+
+def test_assets_that_were_lost_come_back(tmp_path, trained, tiny_config):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    shutil.rmtree(copy / "assets")
+    assert train.main([*tiny_config, "--workdir", str(copy)]) == 0
+    assert listing(copy)["assets/data.json"] == listing(trained)["assets/data.json"]
+
+
+def test_weights_without_checkpoints_are_not_trained_over(tmp_path, trained, tiny_config, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    shutil.rmtree(copy / "checkpoints")
+    before = listing(copy)
+    assert train.main([*tiny_config, "--workdir", str(copy)]) == 2
+    assert "no checkpoint to go on from" in capsys.readouterr().err
+    assert listing(copy) == before
 
 
 def test_time_may_end_a_run(tmp_path, tiny_config, capsys):
@@ -139,11 +157,12 @@ def test_nan_before_any_checkpoint(tmp_path, tiny_config, capsys):
 @pytest.fixture
 def born(make_config):
     """born(init_from, *overrides) -> params and EMA of a new run's state, flat."""
+
     def start(init_from, *overrides):
         config = make_config(*overrides)
         system, mesh = systems.make(config), meshes.make_mesh(config.mesh)
         shapes, shardings = update.state_shapes(system, config, mesh)
-        weights = loop.load_weights(system, str(init_from), shapes.params, shardings.params)
+        weights, _ = loop.load_weights(system, str(init_from), shapes.params, shardings.params)
         state = loop.start_from(update.init_state(system, config, shardings), weights)
         assert int(state.step) == 0
         return [

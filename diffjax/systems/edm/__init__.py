@@ -67,6 +67,8 @@ def make(config, assets: dict | None = None) -> System:
         raise UserError(
             "config.data.path is empty: give a folder, a .npz, an EDM .zip, tfds:NAME, or emoji"
         )
+    if config.data.image_size < 0:
+        raise UserError(f"config.data.image_size {config.data.image_size}: pixels, 0: as they are")
     request = _default_request(config)
     assets = {"data": _describe(data("train"))} if assets is None else assets
     about = _checked(assets)
@@ -142,6 +144,8 @@ def make(config, assets: dict | None = None) -> System:
 
     def condition_like(request: Request, source, index: np.ndarray) -> np.ndarray:
         _check(request)
+        if request.cond:
+            raise UserError("--cond: samples that are scored take the reference's classes")
         if not null:
             return np.zeros(len(index), np.int32)
         if tuple(source.class_names) != names:
@@ -232,8 +236,16 @@ def _check(request: Request) -> None:
             f"--sigma_min {request.sigma_min} must be above 0 and below "
             f"--sigma_max {request.sigma_max}"
         )
-    if request.rho <= 0 or request.churn < 0 or not 0 <= request.eta <= 1:
-        raise UserError("--rho must be above 0, --churn at least 0, --eta in [0, 1]")
+    for name, low, high in (
+        ("rho", 0.1, 1e3),
+        ("churn", 0.0, 1e6),
+        ("eta", 0.0, 1.0),
+        ("guidance", -1e4, 1e4),
+        ("sigma_max", 0.0, 1e9),
+    ):
+        value = getattr(request, name)
+        if not low <= value <= high:  # NaN fails too
+            raise UserError(f"--{name} {value}: must be from {low:g} to {high:g}")
 
 
 def _labels(cond: str, names: tuple[str, ...]) -> np.ndarray:
