@@ -117,7 +117,7 @@ def spaced(steps: int, spec: str | list[int]) -> list[int]:
 
     Two spellings:
       "ddimN"       0, k, 2k, ... with the smallest stride k that gives exactly N indices (DDIM,
-                    Song et al. 2021a). The last index is usually not among them.
+                    Song, Meng & Ermon 2021). The last index is usually not among them.
       "10,15,20"    (or the list) that many from each of as many equal sections, both ends of a
                     section included; the first sections are one longer where it does not divide.
                     "50" is 50 over everything. Python's rounding, half to even, of a stride that

@@ -57,8 +57,8 @@ def cfg(
 def rescaled(guided, like, phi: float) -> jax.Array:
     """phi guided std(like)/std(guided) + (1 - phi) guided: guidance without its excess contrast.
 
-    Lin et al. 2024 ("Common diffusion noise schedules and sample steps are flawed"), eq. 15-16,
-    here on estimates of x0. guided, like: [B, ...]; a standard deviation is one sample's, over
+    Lin et al. 2024 ("Common diffusion noise schedules and sample steps are flawed"), section
+    3.4, here on estimates of x0. guided, like: [B, ...]; a standard deviation is one sample's, over
     every axis but the first.
     """
     axes = tuple(range(1, guided.ndim))
@@ -91,7 +91,7 @@ def inpaint(denoise: Callable, known, mask) -> Callable:
     """The estimate with its known part put in: where(mask, known, D).
 
     Every step then heads for a picture that agrees with `known`, and the last step returns it
-    exactly. Used for editing motion by Tevet et al. 2023, section 4. known, mask: broadcast against
+    exactly. Used for editing motion by Tevet et al. 2023. known, mask: broadcast against
     x; mask is bool.
     """
     return lambda x, t: jnp.where(mask, known, denoise(x, t))

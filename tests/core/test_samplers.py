@@ -234,7 +234,7 @@ def test_2m_sde_has_the_right_variance(variant):
 def test_encoding_and_back(x64):
     """DDIM upwards from data and down again: the data, to the error of the steps."""
     process = processes.vp()
-    grid = process.t_of(np.geomspace(20.0, 0.01, 200))
+    grid = process.t_of(np.geomspace(20.0, 0.01, 400))
     denoise, _, _ = gaussian(process, grid)
     data = MU + np.sqrt(VAR) * np.random.default_rng(0).standard_normal(50)
     noise = ddim(denoise, process, grid[::-1], data)

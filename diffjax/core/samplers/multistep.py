@@ -5,7 +5,7 @@ lambda = ln(alpha/sigma), has the exact solution
 
     x' = (sigma'/sigma) x + alpha' e^{-lambda'} int_lambda^lambda' e^l x0(l) dl
 
-(Lu et al. 2022b, DPM-Solver++), where x0(l) is the estimate along the path. With x0 constant over
+(Lu et al. 2022b, DPM-Solver++, arXiv 2211.01095), where x0(l) is the estimate along the path. With x0 constant over
 the step it is DDIM; a polynomial through the estimates of former steps gives a higher order at one
 evaluation a step. All weights depend on the grid alone: they are float64 NumPy, one row a step.
 
@@ -132,7 +132,7 @@ def unipc(
         x'   = base - alpha' B(h) (sum_{m<p} rho_m (D_m - D)/r_m + rho_p (D' - D))     corrector
 
     where the rho solve a Vandermonde system (`_rho`). The next step takes D' as its D, although the
-    corrector has moved x' since: so N steps cost N evaluations. Zhao et al. 2023 (UniPC, "data
+    corrector has moved x' since: so N steps cost N evaluations. Zhao et al. 2023 (arXiv 2302.04867, "data
     prediction, multistep").
 
     A corrected step of order p has an error of h^{p+2}, so the method is of order p + 1: 2, 3, and
