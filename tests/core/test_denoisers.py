@@ -122,10 +122,10 @@ def test_every_prediction_converts_into_every_other(process, ratio, source, targ
     with jax.enable_x64(True):
         p = CONTINUOUS[process]
         level = p.at(p.t_of(ratio))
-        to = lambda value, a, b: denoisers.convert(value, x, level, KINDS[a], KINDS[b])
+        to = lambda value, a, b: float(denoisers.convert(value, x, level, KINDS[a], KINDS[b]))
         other = to(value, source, target)
         # edm's x is as large as its noise, and one prediction may be a small part of the other
-        size = 1 + ratio * abs(x) + abs(value) + abs(float(to(value, source, "x0")))
+        size = 1 + ratio * abs(x) + abs(value) + abs(to(value, source, "x0"))
         size = 1e-9 * size * (1 + ratio + 1 / ratio) ** 2
         assert to(other, target, source) == pytest.approx(value, abs=size)
         assert to(to(value, source, "x0"), "x0", target) == pytest.approx(other, abs=size)

@@ -13,6 +13,7 @@ from diffjax.core import denoisers, grids, guidance, processes, samplers
 from diffjax.errors import UserError
 
 MU, VAR = 0.3, 0.25
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def dct_process():
@@ -101,7 +102,7 @@ def unipc(order, variant="bh2", lower_order_final=False):
         ("blur", heun, 2),
         ("blur", still, 1),
         ("blur", functools.partial(still, correct=samplers.mean_estimate), 2),
-        ("blur", functools.partial(still, correct=samplers.mean_slope), 1),
+        slow("blur", functools.partial(still, correct=samplers.mean_slope), 1),
         ("flow", dpm, 2),  # also from alpha = 0, where lambda is -inf
         ("flow", unipc(1), 2),
     ],
@@ -129,7 +130,6 @@ RATIOS = {
     "flow": (processes.flow(), 9.0, 0.43),
     "discrete": (processes.discrete(processes.cosine_betas(1000)), 7.0, 0.16),
 }
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(

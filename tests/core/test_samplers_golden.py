@@ -100,7 +100,10 @@ def ablation(n, steps, schedule, scaling, net_range=(0.0, np.inf)):
 
 
 TABLE_1 = [
-    f"abl_{steps}_{path}_{solver}"
+    pytest.param(
+        f"abl_{steps}_{path}_{solver}",
+        marks=[pytest.mark.slow] if solver == "euler" and steps in ("ve", "iddpm") else [],
+    )
     for steps in RANGES
     for path in ("vp_vp", "ve_none", "linear_none")
     for solver in ("euler", "heun")

@@ -5,9 +5,10 @@ lambda = ln(alpha/sigma), has the exact solution
 
     x' = (sigma'/sigma) x + alpha' e^{-lambda'} int_lambda^lambda' e^l x0(l) dl
 
-(Lu et al. 2022b, DPM-Solver++, arXiv 2211.01095), where x0(l) is the estimate along the path. With x0 constant over
-the step it is DDIM; a polynomial through the estimates of former steps gives a higher order at one
-evaluation a step. All weights depend on the grid alone: they are float64 NumPy, one row a step.
+(Lu et al. 2022b, DPM-Solver++, arXiv 2211.01095), where x0(l) is the estimate along the path. With
+x0 constant over the step it is DDIM; a polynomial through the estimates of former steps gives a
+higher order at one evaluation a step. All weights depend on the grid alone: they are float64 NumPy,
+one row a step.
 
 lambda is -inf where alpha = 0 (flow at t = 1) and inf where sigma = 0. The first step from the one
 is DDIM's, and so is the step to the other, which returns alpha' x0 = x0; neither is remembered as a
@@ -132,14 +133,14 @@ def unipc(
         x'   = base - alpha' B(h) (sum_{m<p} rho_m (D_m - D)/r_m + rho_p (D' - D))     corrector
 
     where the rho solve a Vandermonde system (`_rho`). The next step takes D' as its D, although the
-    corrector has moved x' since: so N steps cost N evaluations. Zhao et al. 2023 (arXiv 2302.04867, "data
-    prediction, multistep").
+    corrector has moved x' since: so N steps cost N evaluations. Zhao et al. 2023 (arXiv
+    2302.04867), with data prediction.
 
     A corrected step of order p has an error of h^{p+2}, so the method is of order p + 1: 2, 3, and
     for p = 3 nearly 4, as the first step of the warm-up (p = 1, 2, ...) is of order 2 and counts
     little at high noise. The last step has no D' to correct with; with `lower_order_final` it is
-    of order 1, the one before of order 2, ... and the whole of second order in the limit: steadier
-    at few steps, worse at many.
+    of order 1, the one before of order 2, ... and the whole of second order in the limit. That
+    shows where a grid ends early; at a low level the last steps hardly move x.
 
     Args:
       denoise, process, grid, x: see the package. The process needs an alpha that is a number. A
