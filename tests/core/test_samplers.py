@@ -104,7 +104,7 @@ def unipc(order, variant="bh2", lower_order_final=False):
         ("blur", functools.partial(still, correct=samplers.mean_estimate), 2),
         slow("blur", functools.partial(still, correct=samplers.mean_slope), 1),
         ("flow", dpm, 2),  # also from alpha = 0, where lambda is -inf
-        ("flow", unipc(1), 2),
+        ("flow", unipc(3), 2),
     ],
 )
 def test_order_of_convergence(name, sampler, order, x64):
@@ -286,7 +286,7 @@ def test_cost_and_last_step(sampler, n, calls):
         x, trace = sampler(denoise, process, grid, start, noise, trace=True)
         jax.effects_barrier()
         assert len(seen) == calls
-        assert trace.x.shape == trace.x0.shape == (n, 4, 3)
+        assert trace.x.shape == trace.x0.shape == (n, 4, 3) and np.all(np.isfinite(trace.x))
         np.testing.assert_array_equal(x, trace.x0[-1])
         np.testing.assert_array_equal(x, trace.x[-1])
 

@@ -82,7 +82,7 @@ def dpmpp(
     gain = -np.expm1(-(1 + eta) * h)  # 1 - e^{-q}, which is 1 for an infinite h
     line = np.zeros_like(h)
     if order == 2:
-        inner = np.isfinite(h[1:]) & np.isfinite(h[:-1])
+        inner = np.isfinite(h[1:])  # an infinite step before makes r infinite and the line level
         q, ratio = (1 + eta) * h[1:][inner], h[:-1][inner] / h[1:][inner]
         g = gain[1:][inner]
         line[1:][inner] = (g / 2 if variant == "midpoint" else 1 - g / q) / ratio
