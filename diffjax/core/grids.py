@@ -53,13 +53,17 @@ def linear(n: int, start: float = 1.0, end: float = 0.0) -> np.ndarray:
     return np.linspace(start, end, n + 1)
 
 
-def exponential(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> np.ndarray:
-    """[n + 1] float64: evenly spaced in ln sigma, then 0; `karras` for rho -> infinity.
+def exponential(
+    n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 1.0
+) -> np.ndarray:
+    """[n + 1] float64: evenly spaced in ln sigma, then 0; `karras` for its rho -> infinity.
 
-    Also EDM Table 1's steps for "VE" (Song et al. 2021). Raises UserError as `karras`.
+    Also EDM Table 1's steps for "VE" (Song et al. 2021). With rho, ln sigma goes by the ramp from 1
+    to 0 to that power: k-diffusion's "polyexponential". Raises UserError as `karras`.
     """
     _checked("exponential", n, sigma_min, sigma_max)
-    return np.append(sigma_max * (sigma_min / sigma_max) ** _ramp(n), 0.0)
+    ramp = 1 - (1 - _ramp(n)) ** rho
+    return np.append(sigma_max * (sigma_min / sigma_max) ** ramp, 0.0)
 
 
 def vp(n: int, beta_d: float = 19.9, beta_min: float = 0.1, eps_s: float = 1e-3) -> np.ndarray:
@@ -113,7 +117,7 @@ def spaced(steps: int, spec: str | list[int]) -> list[int]:
 
     Two spellings:
       "ddimN"       0, k, 2k, ... with the smallest stride k that gives exactly N indices (DDIM,
-                    Song et al. 2021a). The last index is usually not among them.
+                    Song, Meng & Ermon 2021). The last index is usually not among them.
       "10,15,20"    (or the list) that many from each of as many equal sections, both ends of a
                     section included; the first sections are one longer where it does not divide.
                     "50" is 50 over everything. Python's rounding, half to even, of a stride that

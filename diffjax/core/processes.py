@@ -140,7 +140,7 @@ def vp(beta_d: float = 19.9, beta_min: float = 0.1) -> Process:
 def vp_betas(sigma_min: float, sigma_max: float, eps_s: float = 1e-3) -> tuple[float, float]:
     """(beta_d, beta_min) for which vp's ratio is sigma_min at t = eps_s and sigma_max at t = 1.
 
-    Karras et al. 2022, appendix C: two linear equations in ln(1 + sigma^2).
+    Karras et al. 2022, released code: two linear equations in ln(1 + sigma^2).
     """
     low, high = np.log1p(np.square([sigma_min, sigma_max]))
     beta_d = 2 * (low / eps_s - high) / (eps_s - 1)

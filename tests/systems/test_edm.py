@@ -183,6 +183,18 @@ def test_sampler_names(image):
     assert np.abs(image(sampler="heun", churn=2.0) - heun).max() > 5
 
 
+def test_multistep_sampler_names(image):
+    exact = image(sampler="heun", steps=40)
+    dpmpp, sde, unipc = (image(sampler=name) for name in ("dpmpp", "dpmpp_sde", "unipc"))
+    # Both follow the ODE, at one evaluation a step.
+    assert np.abs(image(sampler="dpmpp", steps=40) - exact).max() <= 2
+    assert np.abs(image(sampler="unipc", steps=40) - exact).max() <= 2
+    assert np.abs(dpmpp - unipc).max() > 0
+    np.testing.assert_array_equal(sde, image(sampler="dpmpp", eta=1.0))
+    assert np.abs(sde - dpmpp).max() > 20
+    assert np.all([np.std(picture) > 5 for picture in (dpmpp, sde, unipc)])  # pictures, not flats
+
+
 @pytest.mark.parametrize(
     "fields, fragment",
     [

@@ -29,17 +29,17 @@ class Request:
     """What one call of the sampler is asked for; the defaults come from the run's config."""
 
     steps: int = _field(18, "sampler steps; heun evaluates the network 2 steps - 1 times")
-    sampler: str = _field("heun", "heun, euler, ddim or ancestral")
+    sampler: str = _field("heun", "heun, euler, ddim, ancestral, dpmpp, dpmpp_sde or unipc")
     guidance: float = _field(1.0, "classifier-free guidance scale; 1 is none")
     cond: str = _field("", "class names or numbers, comma-separated; empty: all classes in turn")
     sigma_min: float = _field(0.002, "smallest noise level before 0")
     sigma_max: float = _field(80.0, "noise level of the start")
     rho: float = _field(7.0, "shape of the noise levels, equation 5")
     churn: float = _field(0.0, "S_churn of Algorithm 2 (heun and euler)")
-    eta: float = _field(0.0, "0 deterministic .. 1 ancestral (ddim)")
+    eta: float = _field(0.0, "0 deterministic .. 1 ancestral (ddim, dpmpp)")
 
 
-SAMPLERS = ("heun", "euler", "ddim", "ancestral")
+SAMPLERS = ("heun", "euler", "ddim", "ancestral", "dpmpp", "dpmpp_sde", "unipc")
 FIELDS = {
     "data.path": str,
     "data.image_size": int,
@@ -193,6 +193,11 @@ def solve(request: Request, denoise, process, grid, x, noise):
         )
     if request.sampler == "ancestral":
         return samplers.ddim(denoise, process, grid, x, noise, delta=samplers.posterior(1.0))
+    if request.sampler in ("dpmpp", "dpmpp_sde"):
+        eta = 1.0 if request.sampler == "dpmpp_sde" else request.eta
+        return samplers.dpmpp(denoise, process, grid, x, noise, eta=eta)
+    if request.sampler == "unipc":
+        return samplers.unipc(denoise, process, grid, x)
     hat = samplers.churn(grid, request.churn) if request.churn else None
     order = 2 if request.sampler == "heun" else 1
     return samplers.ode(denoise, process, grid, x, noise, hat=hat, order=order)
