@@ -50,6 +50,8 @@ def karras(
 def linear(n: int, start: float = 1.0, end: float = 0.0) -> np.ndarray:
     """[n + 1] float64, evenly spaced from start to end: the grid of rectified flow."""
     _checked("linear", n)
+    if not start > end >= 0:
+        raise UserError(f"grids.linear: from {start} to {end}: must decrease, to 0 or above")
     return np.linspace(start, end, n + 1)
 
 
@@ -108,6 +110,8 @@ def shifted(grid, shift: float) -> np.ndarray:
 
     Esser et al. 2024, eq. 23; s = sqrt(m/n) for m tokens where n were the reference. s = 1 is none.
     """
+    if not 0 < shift < np.inf:
+        raise UserError(f"grids.shifted: shift {shift} must be positive; 1 means none")
     grid = np.asarray(grid, np.float64)
     return shift * grid / (1 + (shift - 1) * grid)
 
@@ -150,11 +154,12 @@ def spaced(steps: int, spec: str | list[int]) -> list[int]:
 
 def _whole(text, spec) -> int:
     try:
-        return int(text)
+        number = int(text)
     except ValueError:
-        raise UserError(
-            f"steps {spec!r}: write 'ddim50', '50' or numbers with commas ('10,15,20')"
-        ) from None
+        number = 0
+    if number < 1:
+        raise UserError(f"steps {spec!r}: write 'ddim50', '50' or numbers of at least 1 ('10,15')")
+    return number
 
 
 def respaced(steps: int, spec: str | list[int]) -> np.ndarray:

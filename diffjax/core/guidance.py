@@ -90,8 +90,8 @@ def clip(denoise: Callable, low: float = -1.0, high: float = 1.0) -> Callable:
 def inpaint(denoise: Callable, known, mask) -> Callable:
     """The estimate with its known part put in: where(mask, known, D).
 
-    Every step then heads for a picture that agrees with `known`, and the last step returns it
-    exactly. Used for editing motion by Tevet et al. 2023. known, mask: broadcast against
-    x; mask is bool.
+    Every step then heads for a picture that agrees with `known`. A last step that returns the
+    estimate itself (`ode` on edm and flow, `ddim` to sigma = 0) returns `known` exactly. Used for
+    editing motion by Tevet et al. 2023. known, mask: broadcast against x; mask is bool.
     """
     return lambda x, t: jnp.where(mask, known, denoise(x, t))

@@ -121,6 +121,8 @@ def churn(grid, s_churn: float, s_min: float = 0.0, s_max: float = np.inf) -> np
     Returns:
       [N] float64: the level that each step starts from, `hat` of `ode`.
     """
+    if not s_churn >= 0:
+        raise UserError(f"churn: s_churn {s_churn} must be 0 or more")
     levels = np.asarray(grid, np.float64)[:-1]
     gamma = min(s_churn / len(levels), np.sqrt(2) - 1)
     return levels * (1 + np.where((levels >= s_min) & (levels <= s_max), gamma, 0.0))
