@@ -258,7 +258,8 @@ class Style:
         before it.
       resample_proj: the skip of a resampling block has a 1x1 convolution.
       head_channels: channels a head of attention; 0: one head.
-      initial, initial_last, initial_qkv: initialisation of layers; of the last of each branch; of queries, keys, values.
+      initial, initial_last, initial_qkv: initialisation of layers; of the last of each branch; of
+        queries, keys and values.
     """
 
     eps: float

@@ -153,8 +153,9 @@ def make(network, classes, channels, size=16):
 
     run = jax.jit(f)
 
-    def denoise(x, sigma, label, augment, coefficients=denoisers.edm_coefficients()):
-        """D of the wrapper: NHWC, sigma [B]."""
+    def denoise(x, sigma, label, augment, coefficients=None, params=params):
+        """D of the wrapper: NHWC, sigma a scalar or [B]. EDM's coefficients by default."""
+        coefficients = coefficients or denoisers.edm_coefficients()
 
         def inner(x, c_noise, cond):
             c_noise = jnp.broadcast_to(c_noise.reshape(-1), x.shape[:1])

@@ -69,6 +69,7 @@ def test_one_device_equals_eight(steps, one, sizes):
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), alone.params, before)
     assert max(jax.tree.leaves(moved)) > 2e-3  # three steps went somewhere
 
+
 def test_parameters_are_in_pieces(config, mesh_of):
     mesh, system = mesh_of(data=2, fsdp=2, tensor=2), systems.make(config)
     shapes, shardings = update.state_shapes(system, config, mesh)

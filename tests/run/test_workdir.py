@@ -129,6 +129,7 @@ def test_nan_before_any_checkpoint(tmp_path, tiny_config, capsys):
 @pytest.fixture
 def born(make_config):
     """born(init_from, *overrides) -> params and EMA of a new run's state, flat."""
+
     def start(init_from, *overrides):
         config = make_config(*overrides)
         system, mesh = systems.make(config), meshes.make_mesh(config.mesh)
