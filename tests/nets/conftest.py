@@ -61,7 +61,8 @@ def near():
 def original_name(path: str) -> str:
     """ "enc/16x16_conv/kernel" -> "enc.16x16_conv.weight"."""
     *parents, last = path.split("/")
-    return ".".join([*parents, {"kernel": "weight", "scale": "weight"}.get(last, last)])
+    weight = last in ("kernel", "scale", "embedding")
+    return ".".join([*parents, "weight" if weight else last])
 
 
 def rule(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -97,12 +98,10 @@ def params_by_rule(shapes, prefix: str = "model."):
     return trees.unflatten(flat)
 
 
-def nchw(a):
-    return np.asarray(a).transpose(0, 3, 1, 2)
-
-
-def nhwc(a):
-    return np.asarray(a).transpose(0, 2, 3, 1)
+@pytest.fixture(scope="session")
+def weights_by_rule():
+    """weights_by_rule(shapes, prefix of the original's names) -> golden weights."""
+    return params_by_rule
 
 
 COMMON = {"num_blocks": 2, "attn_resolutions": (8,), "dropout": 0.1, "dtype": "float32"}
@@ -153,7 +152,7 @@ def make(network, classes, channels, size=16):
 
     run = jax.jit(f)
 
-    def denoise(x, sigma, label, augment, coefficients=None, params=params):
+    def denoise(x, sigma, label, augment, coefficients=None, params=params, run=run):
         """D of the wrapper: NHWC, sigma a scalar or [B]. EDM's coefficients by default."""
         coefficients = coefficients or denoisers.edm_coefficients()
 
