@@ -78,8 +78,8 @@ def test_published_sizes(size, count):
 
 @pytest.fixture(scope="module")
 def small(weights_by_rule):
-    """A DiT of three narrow layers, its parameters, and inputs."""
-    net = DiT(channels=4, num_classes=5, width=24, depth=3, heads=2, scan=False)
+    """A DiT of two narrow layers, its parameters, and inputs."""
+    net = DiT(channels=4, num_classes=5, width=24, depth=2, heads=2, scan=False)
     random = np.random.default_rng(0)
     x = random.normal(size=(3, 8, 4, 2)).astype(np.float32)
     inputs = x, np.array([3.0, 500.0, 999.0], np.float32), np.array([0, 4, 5], np.int32)
@@ -96,11 +96,10 @@ def test_scanned_and_rematerialised_are_the_same(small):
 
     loss, gradient = loss_and_gradient(net, params)
     gradient = dit.stack(gradient)
-    for remat in (False, True):
-        other, another = loss_and_gradient(net.clone(scan=True, remat=remat), dit.stack(params))
-        np.testing.assert_allclose(other, loss, rtol=1e-5)
-        same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
-        jax.tree.map(same, another, gradient)
+    other, another = loss_and_gradient(net.clone(scan=True, remat=True), dit.stack(params))
+    np.testing.assert_allclose(other, loss, rtol=1e-5)
+    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
+    jax.tree.map(same, another, gradient)
     back = dit.unstack(dit.stack(params))
     assert jax.tree.all(jax.tree.map(np.array_equal, back, params))
     assert jax.tree.structure(dit.stack(params)) == jax.tree.structure(
@@ -134,7 +133,7 @@ def test_a_new_network_is_silent_and_its_layers_have_xavier_spread():
     net = DiT(channels=4, num_classes=5, width=64, depth=2, heads=2)
     inputs = jnp.ones((2, 8, 8, 4)), jnp.ones(2), jnp.zeros(2, jnp.int32)
     params = jax.jit(net.init)(jax.random.key(0), *inputs)["params"]
-    assert not np.any(net.apply({"params": params}, *inputs))
+    assert not np.any(jax.jit(net.apply)({"params": params}, *inputs))
     block = params["blocks"]["stack"]
     for name, kernel, total in (
         ("qkv", block["attn"]["qkv"]["kernel"], 64 + 192),

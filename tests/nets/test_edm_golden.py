@@ -85,10 +85,9 @@ def test_denoisers(name, case, near):
     near(nchw(d), g["D_nolabel_noaug"], 2e-5, scale)
 
 
-# Compiling is all that these cost; ddpmpp's are in test_edm_training.py too.
-@pytest.mark.parametrize(
-    "name", ["adm_sigma", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES[:4])]
-)
+# Compiling is all that these cost; test_edm_training.py's four steps hold ddpmpp's every time.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_gradients(name, tiny, golden, near):
     net, g = tiny(name), golden(f"net_{name}")
     label = g["labels"].argmax(1).astype(np.int32)
@@ -140,6 +139,7 @@ def published(manifest, name):
     return network, given["label_dim"], given["img_resolution"], entry
 
 
+@pytest.mark.slow  # three of them are also the configs' (tests/systems)
 def test_published_sizes(manifest):
     count = 0
     for name in manifest("manifests_published.json.gz"):

@@ -144,7 +144,10 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("key", SAMPLERS)
+@pytest.mark.parametrize(
+    "key",
+    [pytest.param(k, marks=pytest.mark.slow) if "vp" in k or "adm" in k else k for k in SAMPLERS],
+)
 def test_samplers(key, tiny, golden, near):
     name, steps, churned = SAMPLERS[key]
     case, g = tiny(name), golden("samplers_net")

@@ -15,15 +15,19 @@ from diffjax.run import mesh as meshes
 from diffjax.weights import trees
 
 
-@pytest.fixture(scope="module")
-def fresh(tiny):
-    """fresh(name) -> {path: array} as a new network has them."""
+@pytest.fixture
+def fresh(tiny, monkeypatch):
+    """fresh(name) -> {path: array} of a new network, in which U(-b, b) is b itself."""
+    monkeypatch.setattr(
+        edm_blocks,
+        "uniform",
+        lambda b: lambda key, shape, dtype=np.float32: np.full(shape, b, dtype),
+    )
 
     def get(name):
         struct = jax.ShapeDtypeStruct
         inputs = struct((1, 16, 16, 3), jnp.float32), struct((1,), jnp.float32)
-        init = lambda key: tiny(name).net.lazy_init(key, *inputs)["params"]
-        return trees.flatten(init(jax.random.key(0)))
+        return trees.flatten(tiny(name).net.lazy_init(jax.random.key(0), *inputs)["params"])
 
     return get
 
@@ -33,35 +37,39 @@ def fans(kernel):
     return area * kernel.shape[-2], area * kernel.shape[-1]
 
 
-def check_uniform(leaf, bound, name):
-    """Uniform in +-bound, by its standard deviation (five of the estimate's own) and its edges."""
-    assert np.abs(leaf).max() <= bound, name
-    assert abs(np.std(leaf) / (bound / 3**0.5) - 1) < 5 * 0.45 / leaf.size**0.5, name
+def check_normal(leaf, std):
+    """Standard deviation, within five of its estimate's own."""
+    assert abs(np.std(leaf) / std - 1) < 5 / (2 * leaf.size) ** 0.5
+
+
+def test_uniform_is_uniform():
+    draw = np.asarray(edm_blocks.uniform(0.3)(jax.random.key(0), (50, 100)))
+    assert draw.dtype == np.float32 and np.abs(draw).max() <= 0.3
+    assert abs(np.std(draw) / (0.3 / 3**0.5) - 1) < 0.03 and abs(draw.mean()) < 0.01
 
 
 def test_song_initialisation(fresh):
     """Xavier uniform, biases 0; 1e-5 of it before a sum; queries, keys, values sqrt(0.2) of it."""
-    flat = fresh("ncsnpp")
     seen = dict.fromkeys(("last", "qkv", "other"), 0)
-    for path, leaf in flat.items():
-        last = path.split("/")[-1]
+    for path, leaf in fresh("ncsnpp").items():
+        *_, layer, last = path.split("/")
         if last in ("bias", "scale"):
             np.testing.assert_array_equal(leaf, float(last == "scale"), err_msg=path)
         elif last == "freqs":
-            assert abs(np.std(leaf) / 16 - 1) < 5 / (2 * leaf.size) ** 0.5
+            check_normal(leaf, 16)
         else:
-            layer = path.split("/")[-2]
             end = layer in ("conv1", "proj") or layer.endswith("aux_conv")
             kind = "last" if end else "qkv" if layer == "qkv" else "other"
             scale = {"last": 1e-5, "qkv": 0.2**0.5, "other": 1.0}[kind]
-            check_uniform(leaf, scale * (6 / sum(fans(leaf))) ** 0.5, path)
+            bound = scale * (6 / sum(fans(leaf))) ** 0.5
+            np.testing.assert_allclose(leaf, bound, rtol=1e-6, err_msg=path)
             seen[kind] += 1
     assert seen["last"] > 10 and seen["qkv"] >= 2 and seen["other"] > 20
 
 
 def test_adm_initialisation(fresh):
     """Kernel and bias uniform in +-1/sqrt(fan_in); zero before a sum; classes N(0, 1)."""
-    flat = fresh("adm_sigma")
+    flat = fresh("adm")
     for path, leaf in flat.items():
         *parents, layer, last = path.split("/")
         if layer.startswith("norm") or layer == "out_norm":
@@ -69,10 +77,11 @@ def test_adm_initialisation(fresh):
         elif layer in ("conv1", "proj", "out_conv", "map_augment"):
             assert not np.any(leaf), path
         elif layer == "map_label":
-            assert last == "kernel" and abs(np.std(leaf) - 1) < 5 / (2 * leaf.size) ** 0.5
+            assert last == "kernel"
+            check_normal(leaf, 1)
         else:
             kernel = flat["/".join([*parents, layer, "kernel"])]
-            check_uniform(leaf, fans(kernel)[0] ** -0.5, path)
+            np.testing.assert_allclose(leaf, fans(kernel)[0] ** -0.5, rtol=1e-6, err_msg=path)
 
 
 @pytest.mark.parametrize("name", ["ddpmpp", pytest.param("adm_sigma", marks=pytest.mark.slow)])
@@ -90,17 +99,13 @@ def test_bfloat16_denoiser_stays_within_a_hundredth(name, tiny, golden):
     assert 1e-4 < error < 1e-2  # below 1e-4 it would have computed in float32
 
 
-def test_labels_as_numbers_as_rows_and_absent(tiny, golden):
-    case, g = tiny("ddpmpp"), golden("net_ddpmpp")
-    x, c = jnp.asarray(g["x"].transpose(0, 2, 3, 1)), g["c_noise"]
-    f = jax.jit(lambda *a: case.net.apply({"params": case.params}, *a))
-    number = g["labels"].argmax(1).astype(np.int32)
-    base = case.run(case.params, x, c, number, g["augment_labels"])[0]
-    np.testing.assert_allclose(f(x, c, g["labels"], g["augment_labels"]), base, atol=1e-5)
-    nobody = np.full(2, 10, np.int32)
-    null = case.run(case.params, x, c, nobody, 0 * g["augment_labels"])[0]
-    np.testing.assert_allclose(f(x, c), null, atol=1e-5)
-    assert np.abs(null - base).max() > 0.01
+def test_labels_as_numbers_as_rows_and_absent():
+    rows = np.float32([[0, 0, 1], [0, 0, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(edm_blocks.one_hot(np.array([2, 3, 0]), 3, 3), rows)
+    np.testing.assert_array_equal(edm_blocks.one_hot(rows.astype(int), 3, 3), rows)
+    np.testing.assert_array_equal(edm_blocks.one_hot(None, 3, 2), np.zeros((2, 3)))
+    np.testing.assert_array_equal(edm_blocks.or_zeros(None, 9, 2), np.zeros((2, 9)))
+    np.testing.assert_array_equal(edm_blocks.or_zeros(rows, 3, 3), rows)
 
 
 def test_rows_do_not_mix(tiny, golden):
