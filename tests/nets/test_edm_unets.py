@@ -69,12 +69,12 @@ def test_song_initialisation(fresh):
 
 def test_adm_initialisation(fresh):
     """Kernel and bias uniform in +-1/sqrt(fan_in); zero before a sum; classes N(0, 1)."""
-    flat = fresh("adm")
+    flat = fresh("adm_sigma")
     for path, leaf in flat.items():
         *parents, layer, last = path.split("/")
         if layer.startswith("norm") or layer == "out_norm":
             np.testing.assert_array_equal(leaf, float(last == "scale"), err_msg=path)
-        elif layer in ("conv1", "proj", "out_conv", "map_augment"):
+        elif layer in ("conv1", "proj", "out_conv"):
             assert not np.any(leaf), path
         elif layer == "map_label":
             assert last == "kernel"
