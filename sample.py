@@ -26,8 +26,9 @@ def main(argv: list[str]) -> int:
     system, _ = systems.load(workdir)
     args, request = cli.with_request(parser, argv, system.request)
     grid = mesh.make_mesh(mesh.LOCAL)
-    params, which = sampling.load_params(system, workdir, grid, ema=args.ema, step=args.step)
     out = Path(args.out or workdir / "samples" / f"seed_{args.seed}{system.suffix}")
+    sampling.check_out(system, out)
+    params, which = sampling.load_params(system, workdir, grid, ema=args.ema, step=args.step)
     outputs = sampling.collect(
         system, params, request, num=args.num, seed=args.seed, batch=args.batch, mesh=grid,
         progress=True,

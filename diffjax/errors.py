@@ -26,7 +26,8 @@ def did_you_mean(word: object, known: Iterable[object]) -> str:
     near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
     if near:
         return f" (did you mean {near[0]!r}?)"
-    return f" (known: {', '.join(names)})" if names else ""
+    more = ", ..." if len(names) > 12 else ""
+    return f" (known: {', '.join(names[:12])}{more})" if names else ""
 
 
 def choose(word: str, table: dict, what: str):
@@ -55,6 +56,21 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
             if debug:
                 raise
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            return 2
+        except OSError as error:  # a file that may not be read or written, a full disk
+            if debug:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+            return 2
+        except RuntimeError as error:  # JAX's own error, known by its text: no JAX is imported here
+            if debug or "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            print(
+                "error: out of memory: lower --batch, or in training config.batch_size, or raise "
+                "config.accumulate (docs/troubleshooting.md)",
+                file=sys.stderr,
+            )
             return 2
         except KeyboardInterrupt:
             if debug:

@@ -16,8 +16,9 @@ That is all. Each word is a file, and each file can be read alone:
     objectives  at which t a network is trained, and how much each t counts.
     ema         the average of the parameters over training, which is what one samples with.
     grids       the decreasing times that a sampler visits.
-    samplers    from noise to data: `ode` (Euler, Heun, churn) and `ddim` (DDIM, DDPM, ancestral).
-    guidance    a denoiser changed on the way: classifier-free guidance, clipping, in-painting.
+    samplers    from noise to data: `ode` (Euler, Heun, churn), `ddim` (DDIM, DDPM, ancestral,
+                consistency models), and with a memory `dpmpp` and `unipc`.
+    guidance    a denoiser changed on the way: guidance of several kinds, clipping, in-painting.
 
 The same in ten lines, with no network: the best guess for a finite set of points is their mean,
 weighted by how well each explains x.

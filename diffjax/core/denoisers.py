@@ -7,6 +7,8 @@ Two kinds of function are called a denoiser:
                         from D; `from_eps`, `from_v`, `from_flow`, `from_x0` from a network that
                         was trained in the process' own x and t.
 
+`convert` turns any of these predictions into any other.
+
 Conditioning is bound before sampling: `functools.partial(denoise, cond=labels)`. Arguments beyond
 x and t are handed on to the network as they are.
 """
@@ -19,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.core import processes
-from diffjax.core.processes import Process
+from diffjax.core.processes import Level, Process
+from diffjax.errors import choose
 
 Array = jax.Array | np.ndarray
 
@@ -139,6 +142,28 @@ def iddpm_coefficients(u: np.ndarray | None = None) -> Callable[[Array], Coeffic
     return coefficients
 
 
+def consistency_coefficients(
+    sigma_data: float = 0.5, sigma_min: float = 0.002
+) -> Callable[[Array], Coefficients]:
+    """A consistency model's: EDM's, moved so that f(x, sigma_min) = x. F is told 250 ln sigma.
+
+    c_skip = sd^2/((sigma - sigma_min)^2 + sd^2),
+    c_out = (sigma - sigma_min) sd/sqrt(sigma^2 + sd^2). Song et al. 2023, appendix C;
+    the 250 is their released code's 1000/4.
+    """
+
+    def coefficients(sigma):
+        total, above = jnp.sqrt(sigma**2 + sigma_data**2), sigma - sigma_min
+        return Coefficients(
+            skip=sigma_data**2 / (above**2 + sigma_data**2),
+            out=above * sigma_data / total,
+            input=1 / total,
+            noise=250 * jnp.log(sigma),
+        )
+
+    return coefficients
+
+
 def on(process: Process, denoiser: Callable) -> Callable:
     """denoise(x, t) = D(x/alpha, sigma/alpha): EDM's denoiser used on any process with alpha > 0.
 
@@ -156,17 +181,72 @@ def on(process: Process, denoiser: Callable) -> Callable:
     return denoise
 
 
-def _predicting(to_x0: Callable) -> Callable:
-    """Makes from_eps and its sisters: what the network predicts -> x0, given x and the level."""
+# What a network may predict, as (a, b) of a x0 + b n. With x = alpha x0 + sigma n that is a second
+# equation for the pair (x0, n), and so every prediction converts into every other.
+PREDICTIONS = {
+    "x0": lambda alpha, sigma: (1.0, 0.0),
+    "eps": lambda alpha, sigma: (0.0, 1.0),
+    "v": lambda alpha, sigma: (-sigma, alpha),
+    "flow": lambda alpha, sigma: (-1.0, 1.0),
+}
 
-    def make(process: Process, net: Callable, told: Callable = lambda t: t) -> Callable:
-        def denoise(x, t, *cond, **named):
-            level = process.at(t).cast(x.dtype)
-            return to_x0(x, net(x, told(level.t), *cond, **named).astype(x.dtype), level)
 
-        return denoise
+def convert(value, x, level: Level, source, target):
+    """A prediction of one kind as one of another, at the same x.
 
-    return make
+    x0 is the data, eps the noise n, v = alpha n - sigma x0 (Salimans & Ho 2022), flow = n - x0. As
+    a x0 + b n = value and alpha x0 + sigma n = x, the other a' x0 + b' n is
+
+        ((a' b - a b') x + (alpha b' - sigma a') value)/(alpha b - sigma a)
+
+    The source must tell something that x does not: x0 where sigma > 0, eps where alpha > 0, v and
+    flow everywhere.
+
+    Args:
+      value, x: prediction and x_t, of one shape.
+      level: `process.at(t)`; its alpha is a number.
+      source, target: a name in `PREDICTIONS`, or what `preconditioned` takes, e.g.
+        `edm_coefficients()`, for the raw output F of a preconditioned network.
+    """
+    if source == target:
+        return value
+    alpha, sigma = level.alpha, level.sigma
+    a, b = _combination(source, alpha, sigma)
+    to_a, to_b = _combination(target, alpha, sigma)
+    numerator = (to_a * b - a * to_b) * x + (alpha * to_b - sigma * to_a) * value
+    return numerator / (alpha * b - sigma * a)
+
+
+def _combination(kind, alpha, sigma):
+    if callable(kind):
+        # D = skip x/alpha + out F is x0, and x/alpha is x0 + ratio n.
+        ratio = sigma / alpha
+        c = kind(ratio)
+        return (1 - c.skip) / c.out, -c.skip * ratio / c.out
+    choose(kind, PREDICTIONS, "prediction:")
+    return PREDICTIONS[kind](alpha, sigma)
+
+
+def predicting(process: Process, denoise: Callable, target) -> Callable:
+    """(x, t) -> the `target` that belongs to denoise(x, t); the way back from `from_eps` and so on.
+
+    For code that wants a model's noise or velocity. Arguments as `convert`.
+    """
+
+    def predict(x, t, *cond, **named):
+        level = process.at(t).cast(x.dtype)
+        return convert(denoise(x, t, *cond, **named), x, level, "x0", target)
+
+    return predict
+
+
+def _from(kind: str, process: Process, net: Callable, told: Callable) -> Callable:
+    def denoise(x, t, *cond, **named):
+        level = process.at(t).cast(x.dtype)
+        value = net(x, told(level.t), *cond, **named).astype(x.dtype)
+        return convert(value, x, level, kind, "x0")
+
+    return denoise
 
 
 def from_eps(process: Process, net: Callable, told: Callable = lambda t: t) -> Callable:
@@ -179,9 +259,7 @@ def from_eps(process: Process, net: Callable, told: Callable = lambda t: t) -> C
       told: what the network is told of t. On `discrete`, a network trained with indices 0..T-1
         takes `lambda t: t - 1`.
     """
-    return _predicting(lambda x, eps, level: (x - level.sigma * eps) / level.alpha)(
-        process, net, told
-    )
+    return _from("eps", process, net, told)
 
 
 def from_v(process: Process, net: Callable, told: Callable = lambda t: t) -> Callable:
@@ -190,22 +268,18 @@ def from_v(process: Process, net: Callable, told: Callable = lambda t: t) -> Cal
     x0 = (alpha x - sigma v)/(alpha^2 + sigma^2); the denominator is 1 on vp and discrete. Salimans
     & Ho 2022, appendix D. Not to be confused with the velocity of `from_flow`.
     """
-
-    def to_x0(x, v, level):
-        return (level.alpha * x - level.sigma * v) / (level.alpha**2 + level.sigma**2)
-
-    return _predicting(to_x0)(process, net, told)
+    return _from("v", process, net, told)
 
 
 def from_flow(process: Process, net: Callable, told: Callable = lambda t: t) -> Callable:
     """denoise(x, t) of a network that predicts the velocity n - x0 (arguments as `from_eps`).
 
-    x0 = x - sigma v, for processes with alpha + sigma = 1, which is `flow` at any shift; alpha may
-    be 0. Liu et al. 2023, eq. 1.
+    x0 = (x - sigma v)/(alpha + sigma); the denominator is 1 on `flow`, and alpha may be 0. Liu et
+    al. 2023, eq. 1.
     """
-    return _predicting(lambda x, v, level: x - level.sigma * v)(process, net, told)
+    return _from("flow", process, net, told)
 
 
 def from_x0(process: Process, net: Callable, told: Callable = lambda t: t) -> Callable:
     """denoise(x, t) of a network that predicts x0 itself (arguments as `from_eps`)."""
-    return _predicting(lambda x, x0, level: x0)(process, net, told)
+    return _from("x0", process, net, told)

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffjax.errors import UserError
+
 Rule = Callable[[jax.Array], jax.Array]
 
 
@@ -27,8 +29,14 @@ def update(ema, params, one_minus_beta):
     return jax.tree.map(step, ema, params)
 
 
+def _fraction(decay: float) -> None:
+    if not 0 <= decay <= 1:
+        raise UserError(f"ema: decay {decay} must be in [0, 1]")
+
+
 def constant(decay: float) -> Rule:
-    """1 - beta = 1 - decay, always."""
+    """1 - beta = 1 - decay, always. 0 <= decay <= 1."""
+    _fraction(decay)
     return lambda n: jnp.asarray(1 - decay, float)
 
 
@@ -36,8 +44,9 @@ def warmup(max_decay: float) -> Rule:
     """beta = min(max_decay, (1 + n)/(10 + n)): short memory first.
 
     The "num_updates" rule of TensorFlow's ExponentialMovingAverage. 1 - beta = max(1 - max_decay,
-    9/(10 + n)).
+    9/(10 + n)). 0 <= max_decay <= 1.
     """
+    _fraction(max_decay)
     return lambda n: jnp.maximum(1 - max_decay, 9 / (10 + jnp.asarray(n, float)))
 
 

@@ -50,16 +50,22 @@ def karras(
 def linear(n: int, start: float = 1.0, end: float = 0.0) -> np.ndarray:
     """[n + 1] float64, evenly spaced from start to end: the grid of rectified flow."""
     _checked("linear", n)
+    if not start > end >= 0:
+        raise UserError(f"grids.linear: from {start} to {end}: must decrease, to 0 or above")
     return np.linspace(start, end, n + 1)
 
 
-def exponential(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> np.ndarray:
-    """[n + 1] float64: evenly spaced in ln sigma, then 0; `karras` for rho -> infinity.
+def exponential(
+    n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 1.0
+) -> np.ndarray:
+    """[n + 1] float64: evenly spaced in ln sigma, then 0; `karras` for its rho -> infinity.
 
-    Also EDM Table 1's steps for "VE" (Song et al. 2021). Raises UserError as `karras`.
+    Also EDM Table 1's steps for "VE" (Song et al. 2021). With rho, ln sigma goes by the ramp from 1
+    to 0 to that power: k-diffusion's "polyexponential". Raises UserError as `karras`.
     """
     _checked("exponential", n, sigma_min, sigma_max)
-    return np.append(sigma_max * (sigma_min / sigma_max) ** _ramp(n), 0.0)
+    ramp = 1 - (1 - _ramp(n)) ** rho
+    return np.append(sigma_max * (sigma_min / sigma_max) ** ramp, 0.0)
 
 
 def vp(n: int, beta_d: float = 19.9, beta_min: float = 0.1, eps_s: float = 1e-3) -> np.ndarray:
@@ -104,6 +110,8 @@ def shifted(grid, shift: float) -> np.ndarray:
 
     Esser et al. 2024, eq. 23; s = sqrt(m/n) for m tokens where n were the reference. s = 1 is none.
     """
+    if not 0 < shift < np.inf:
+        raise UserError(f"grids.shifted: shift {shift} must be positive; 1 means none")
     grid = np.asarray(grid, np.float64)
     return shift * grid / (1 + (shift - 1) * grid)
 
@@ -113,7 +121,7 @@ def spaced(steps: int, spec: str | list[int]) -> list[int]:
 
     Two spellings:
       "ddimN"       0, k, 2k, ... with the smallest stride k that gives exactly N indices (DDIM,
-                    Song et al. 2021a). The last index is usually not among them.
+                    Song, Meng & Ermon 2021). The last index is usually not among them.
       "10,15,20"    (or the list) that many from each of as many equal sections, both ends of a
                     section included; the first sections are one longer where it does not divide.
                     "50" is 50 over everything. Python's rounding, half to even, of a stride that
@@ -146,11 +154,12 @@ def spaced(steps: int, spec: str | list[int]) -> list[int]:
 
 def _whole(text, spec) -> int:
     try:
-        return int(text)
+        number = int(text)
     except ValueError:
-        raise UserError(
-            f"steps {spec!r}: write 'ddim50', '50' or numbers with commas ('10,15,20')"
-        ) from None
+        number = 0
+    if number < 1:
+        raise UserError(f"steps {spec!r}: write 'ddim50', '50' or numbers of at least 1 ('10,15')")
+    return number
 
 
 def respaced(steps: int, spec: str | list[int]) -> np.ndarray:

@@ -30,10 +30,31 @@ class Objective:
     weight: Callable[[jax.Array], jax.Array]
     standard: str = "normal"
 
-    def sample(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Times of `shape` float32, e.g. [B, 1, 1, 1] so that they broadcast against x."""
+    def sample(self, key: jax.Array, shape: tuple[int, ...], stratified: bool = False) -> jax.Array:
+        """Times of `shape` float32, e.g. [B, 1, 1, 1] so that they broadcast against x.
+
+        stratified: whether the rows share out the distribution (`strata`): each is still drawn from
+        all of it, but together they cover it evenly, and the mean loss of a batch is less noisy.
+        """
+        if stratified:
+            u = strata(key, shape[0]).reshape(shape)
+            return self.time(jax.scipy.special.ndtri(u) if self.standard == "normal" else u)
         draw = {"normal": jax.random.normal, "uniform": jax.random.uniform}[self.standard]
         return self.time(draw(key, shape))
+
+
+def strata(key: jax.Array, rows: int) -> jax.Array:
+    """[rows] float32 in (0, 1): one draw in each of as many equal parts, in random order.
+
+    The order matters: without it row i would see only its own part of the noise levels, and with
+    it the classes or sources that a loader puts there. Stratified sampling; Kingma et al. 2021
+    ("Variational diffusion models") use a relative with one draw for all rows.
+    """
+    order, within = jax.random.split(key)
+    part = jax.random.permutation(order, rows)
+    u = (part + jax.random.uniform(within, (rows,))) / rows
+    # The ends themselves are infinitely far out in a normal distribution.
+    return jnp.clip(u, 2.0**-25, 1 - 2.0**-24)
 
 
 def loss(objective: Objective, process: Process, denoiser: Callable, x0, t, n) -> jax.Array:
@@ -111,6 +132,14 @@ def flow(mean: float = 0.0, std: float = 1.0) -> Objective:
     )
 
 
+def uniform_flow() -> Objective:
+    """Flow, for `processes.flow()`: t uniform in (0, 1], w = 1/t^2, a unit weight on n - x0.
+
+    Rectified flow: Liu et al. 2023, eq. 1.
+    """
+    return Objective(time=lambda u: 1 - u, weight=lambda t: 1 / t**2, standard="uniform")
+
+
 def discrete(steps: int, weight: Callable = jnp.ones_like) -> Objective:
     """DDPM, for `processes.discrete`: t uniform among 1..steps.
 
@@ -137,6 +166,18 @@ def snr(process: Process) -> Callable:
 
 
 def min_snr(process: Process, gamma: float = 5.0) -> Callable:
-    """t -> min(snr, gamma): Hang et al. 2023, the weight for x0."""
+    """t -> min(snr, gamma): Hang et al. 2023, the weight for x0.
+
+    On other targets the same loss has the weight min(snr, gamma)/snr (eps) or /(snr + 1) (v).
+    """
     of = snr(process)
     return lambda t: jnp.minimum(of(t), gamma)
+
+
+def p2(process: Process, gamma: float = 1.0, k: float = 1.0) -> Callable:
+    """t -> snr/(k + snr)^gamma: Choi et al. 2022 (P2), their 1/(k + snr)^gamma on the eps loss.
+
+    Takes weight from the last, imperceptible noise; gamma = 0 is the eps loss.
+    """
+    of = snr(process)
+    return lambda t: of(t) / (k + of(t)) ** gamma

@@ -67,9 +67,13 @@ class Process:
         """The level at time t.
 
         A Python or NumPy t gives float64 NumPy, for host tables: schedules lose digits in float32
-        (1 - abar near t = 0). A JAX t, traced or not, gives JAX arrays of its own dtype.
+        (1 - abar near t = 0). A JAX t, traced or not, gives JAX arrays of its own dtype; whole
+        numbers, as DDPM's t often are, become JAX's default float.
         """
-        t = t if isinstance(t, jax.Array) else np.asarray(t, np.float64)
+        if not isinstance(t, jax.Array):
+            t = np.asarray(t, np.float64)
+        elif not jnp.issubdtype(t.dtype, jnp.floating):
+            t = t.astype(float)
         return Level(t, self.alpha(t), self.sigma(t))
 
     def perturb(self, x0, n, level: Level) -> jax.Array:
@@ -140,7 +144,7 @@ def vp(beta_d: float = 19.9, beta_min: float = 0.1) -> Process:
 def vp_betas(sigma_min: float, sigma_max: float, eps_s: float = 1e-3) -> tuple[float, float]:
     """(beta_d, beta_min) for which vp's ratio is sigma_min at t = eps_s and sigma_max at t = 1.
 
-    Karras et al. 2022, appendix C: two linear equations in ln(1 + sigma^2).
+    Karras et al. 2022, released code: two linear equations in ln(1 + sigma^2).
     """
     low, high = np.log1p(np.square([sigma_min, sigma_max]))
     beta_d = 2 * (low / eps_s - high) / (eps_s - 1)
@@ -155,7 +159,7 @@ def flow(shift: float = 1.0) -> Process:
     eq. 23): time is then spent at higher noise. Paths are straight in the shifted time, so to
     sample with straight steps shift the grid (`grids.shifted`) instead of the process.
     """
-    if shift <= 0:
+    if not 0 < shift < np.inf:
         raise UserError(f"flow(shift={shift}): the shift must be positive; 1 means none")
     shifted = lambda t: shift * t / (1 + (shift - 1) * t)
     return Process(

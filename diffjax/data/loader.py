@@ -19,6 +19,7 @@ from diffjax.data.base import ArraySource, Source
 from diffjax.errors import UserError
 
 MAX_BATCHES = 1 << 40  # Grain wants a length
+FEISTEL_ROUNDS = 8  # even, so that the two halves end where they began
 
 
 def by_class(source: Source) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -145,7 +146,7 @@ def take(arrays: dict, key: jax.Array, step: jax.Array | int, batch_size: int) -
 
     Without the tables of `balanced`, the batches read one endless sequence in which every n
     positions from a multiple of n are a new permutation of the set: row r of batch i is at position
-    i B + r, and epoch e's permutation is drawn from fold_in(key, e). With them, each row draws a
+    i B + r, and epoch e's permutation is keyed by fold_in(key, e). With them, each row draws a
     class uniformly, then one of its images uniformly, from fold_in(fold_in(key, step), r).
 
     Args:
@@ -182,9 +183,43 @@ def _shuffled(n: int, key: jax.Array, step: jax.Array, rows: jax.Array) -> jax.A
     q, s = step // n, step % n
     position = s * size + rows
     epoch = q * size + position // n
-    epochs = epoch[0] + jnp.arange((size - 1) // n + 2, dtype=jnp.uint32)
-    orders = jax.vmap(lambda e: jax.random.permutation(jax.random.fold_in(key, e), n))(epochs)
-    return orders[epoch - epoch[0], position % n]
+    return jax.vmap(lambda e, j: permuted(j, n, jax.random.fold_in(key, e)))(epoch, position % n)
+
+
+def permuted(j: jax.Array, n: int, key: jax.Array) -> jax.Array:
+    """Returns where a keyed permutation of 0 .. n - 1 takes j, uint32, without making the whole.
+
+    A Feistel network (Luby & Rackoff 1988) permutes the numbers of as many bits as n - 1 has: each
+    round mixes one half of the bits into the other, which can be undone whatever the mixing is. A
+    result of n or more is put in again until it is below n ("cycle walking", Black & Rogaway
+    2002), fewer than twice in the mean. So a batch costs the same at any size of the set, where
+    jax.random.permutation would sort it all in each step.
+
+    Args:
+      j: uint32 scalar below n.
+      n: size of the set, below 2^31.
+      key: the permutation's.
+    """
+    if n == 1:
+        return jnp.zeros_like(j)
+    bits = max(2, (n - 1).bit_length())
+    low, rounds = bits // 2, jax.random.bits(key, (FEISTEL_ROUNDS,), jnp.uint32)
+
+    def once(x):
+        left, right = x >> low, x & ((1 << low) - 1)
+        for i in range(FEISTEL_ROUNDS):  # the halves swap places, and with them their widths
+            width = low if i % 2 else bits - low
+            left, right = right, left ^ (_mixed(right ^ rounds[i]) & ((1 << width) - 1))
+        return left << low | right
+
+    return jax.lax.while_loop(lambda x: x >= n, once, once(j))
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    """A hash of 32 bits whose every output bit depends on every input bit."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = (x ^ x >> shift) * jnp.uint32(factor)
+    return x ^ x >> 16
 
 
 @dataclass(frozen=True, eq=False)

@@ -199,6 +199,11 @@ def scorer(source, metrics: Sequence[str], net: str, *, limit: int = 50_000) -> 
                 raise UserError(f"metric 'accuracy' needs the classes of feature net {net.name!r}")
         elif getattr(net, metric.output) is None:
             raise UserError(f"metric {name!r} is not served by feature net {net.name!r}")
+        elif len(source) < metric.least:
+            raise UserError(
+                f"metric {name!r} needs at least {metric.least} images, "
+                f"{source.name} has {len(source)}"
+            )
     classified = bool(net.classes) and tuple(source.class_names) == net.classes
 
     def score(outputs: dict, seed: int) -> dict:

@@ -13,6 +13,8 @@ from diffjax.errors import UserError
 from diffjax.run.update import State
 from diffjax.weights import trees
 
+META = ("elapsed", "fingerprint", "ema")  # what `loop.train` saves beside a state
+
 
 class Checkpoints:
     """The `checkpoints/` folder of a run directory.
@@ -27,6 +29,8 @@ class Checkpoints:
     ):
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step it takes
         self.folder = workdir.resolve() / "checkpoints"
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder} is a file, not a folder of checkpoints")
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -77,16 +81,17 @@ class Checkpoints:
             )
         except Exception as error:  # whatever Orbax and TensorStore find wrong with the files
             raise UserError(self._broken(step, error)) from error
-        return State(**restored["state"]), dict(restored["meta"])
+        return State(**restored["state"]), self._checked(restored["meta"], step)
 
     def meta(self, step: int) -> dict:
         """Returns the dict that was saved beside a step's state."""
         self._require(step)
         try:
             args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            return dict(self._manager.restore(step, args=args)["meta"])
+            found = self._manager.restore(step, args=args)["meta"]
         except Exception as error:
             raise UserError(self._broken(step, error)) from error
+        return self._checked(found, step)
 
     def restore_part(self, part: str, shapes, step: int):
         """Returns one tree of a step's state, "params" or "ema/NAME", placed as `shapes` says.
@@ -142,6 +147,11 @@ class Checkpoints:
             has = f"it has {', '.join(map(str, steps))}" if steps else "it has none"
             raise UserError(f"{self.folder}: no checkpoint of step {step}; {has}")
 
+    def _checked(self, meta, step: int) -> dict:
+        if not isinstance(meta, dict) or not set(META) <= set(meta):
+            raise UserError(self._broken(step, KeyError(f"meta lacks one of {', '.join(META)}")))
+        return meta
+
     def _broken(self, step: int, error: Exception) -> str:
         first = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
         return (
@@ -166,7 +176,8 @@ def cut_jsonl(path: Path, last_step: int) -> None:
             record = json.loads(line)
         except ValueError:
             continue
-        if isinstance(record, dict) and record.get("step", 0) <= last_step:
+        step = record.get("step", 0) if isinstance(record, dict) else None
+        if isinstance(step, int) and step <= last_step:
             kept.append(line + "\n")
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept))

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import re
 from pathlib import Path
 
@@ -26,6 +27,10 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
         """Like parse_args, but an unknown flag names its nearest neighbour."""
+        # First, so that a misspelt required flag is said to be misspelt, not absent.
+        flags = [word for word in argv if word.startswith("--")]
+        known = {option for action in self._actions for option in action.option_strings}
+        refuse_unknown([word for word in flags if word.split("=")[0] not in known], self)
         args, unknown = self.parse_known_args(argv)
         refuse_unknown(unknown, self)
         return args
@@ -70,8 +75,16 @@ def sampling_parser(prog: str, description: str, *, num: int, batch: int) -> Par
 
 
 def workdir_of(parser: Parser, argv: list[str]) -> Path:
-    """Returns --workdir before the other flags are known: the run's system brings them."""
-    return Path(parser.parse_known_args(argv)[0].workdir)
+    """Returns --workdir before the other flags are known: the run's system brings them.
+
+    Where there is no run to bring more, --help shows the flags that every run has, and exits.
+    """
+    workdir = Path(parser.parse_known_args(argv)[0].workdir)
+    if {"--help", "-h"} & set(argv) and not (workdir / "config.json").is_file():
+        parser.epilog = "A run's system adds flags of its own: --workdir RUN --help lists them."
+        parser.print_help()
+        raise SystemExit(0)
+    return workdir
 
 
 def with_request(parser: Parser, argv: list[str], request) -> tuple[argparse.Namespace, object]:
@@ -112,7 +125,7 @@ def load_config(path: str) -> ConfigDict:
         config = module.get_config()
     except UserError:
         raise
-    except Exception as error:  # whatever the user's own file raises
+    except (Exception, SystemExit) as error:  # whatever the user's own file raises
         raise UserError(f"{path}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() must return an ml_collections.ConfigDict")
@@ -208,6 +221,8 @@ def require(config: ConfigDict, fields: dict[str, type], prefix: str = "config")
         good = {float: (int, float), tuple: (tuple, list)}.get(kind, kind)
         if not isinstance(value, good) or (isinstance(value, bool) and kind is not bool):
             raise UserError(f"{prefix}.{name} takes {kind.__name__}, not {value!r}")
+        if kind is float and not math.isfinite(value):
+            raise UserError(f"{prefix}.{name} {value}: must be finite")
 
 
 def flatten(config: ConfigDict | dict) -> dict:

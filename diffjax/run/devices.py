@@ -1,6 +1,7 @@
 """Starting JAX: several processes, and a cache that makes the second run compile nothing."""
 
 import os
+import re
 from pathlib import Path
 
 import jax
@@ -22,16 +23,19 @@ def start(distributed: str = "") -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "diffjax" / "xla"))
     if distributed == "auto":
-        jax.distributed.initialize()
-    elif distributed:
         try:
-            address, count, index = distributed.split(",")
-            count, index = int(count), int(index)
-        except ValueError as error:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
             raise UserError(
-                f"--distributed {distributed}: 'auto' or HOST:PORT,PROCESSES,INDEX"
+                f"--distributed auto: no cluster found ({str(error).splitlines()[0]}); on one "
+                "machine leave the flag away, elsewhere give HOST:PORT,PROCESSES,INDEX"
             ) from error
-        if not 0 <= index < count or ":" not in address:
+    elif distributed:
+        match = re.fullmatch(r"([^,]+:[0-9]{1,5}),([0-9]{1,6}),([0-9]{1,6})", distributed)
+        if not match:
+            raise UserError(f"--distributed {distributed}: 'auto' or HOST:PORT,PROCESSES,INDEX")
+        address, count, index = match[1], int(match[2]), int(match[3])
+        if index >= count:
             raise UserError(f"--distributed {distributed}: INDEX is from 0 to PROCESSES - 1")
         # The backend of collectives between CPU processes; other platforms bring their own.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")

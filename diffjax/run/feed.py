@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from diffjax.data import loader
 from diffjax.data.sources import ArraySource
+from diffjax.errors import UserError
 from diffjax.run import mesh as meshes
 
 
@@ -59,6 +60,12 @@ def _on_device(source: ArraySource, balanced: bool, batch_size: int, mesh: Mesh)
 
 
 def _streamed(source, balanced: bool, config, mesh: Mesh) -> Feed:
+    shards, processes = meshes.batch_shards(mesh), jax.process_count()
+    if shards % processes:
+        raise UserError(
+            f"config.mesh data x fsdp = {shards} does not divide over {processes} processes, "
+            "each of which reads rows of its own"
+        )
     sharding = meshes.rows(mesh)
     example = source[0]
     shapes = {
@@ -76,7 +83,7 @@ def _streamed(source, balanced: bool, config, mesh: Mesh) -> Feed:
             start=step,
             balanced=balanced,
             process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_count=processes,
         )
         for batch in local:
             yield {

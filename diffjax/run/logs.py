@@ -125,6 +125,36 @@ class Logger:
             self._board.close()
 
 
+class Profile:
+    """Records steps FIRST to LAST of this start with the JAX profiler, into workdir/profile."""
+
+    def __init__(self, workdir: Path, steps: tuple[int, int] | None):
+        self._folder, self._steps, self._on = str(workdir / "profile"), steps, False
+
+    def __enter__(self):
+        return self
+
+    def before(self, step: int) -> None:
+        """Call before each step, with the number of steps done since the start."""
+        if self._steps and step == self._steps[0]:
+            jax.profiler.start_trace(self._folder)
+            self._on = True
+
+    def after(self, step: int, results) -> None:
+        """Call after each step, with something that it computed, to wait for."""
+        if self._on and step == self._steps[1]:
+            self._stop(results)
+
+    def _stop(self, results=None) -> None:
+        jax.block_until_ready(results)
+        jax.profiler.stop_trace()
+        self._on = False
+
+    def __exit__(self, *_):
+        if self._on:  # the run ended within the range: what there is, is kept
+            self._stop()
+
+
 def clock(seconds: float) -> str:
     """Returns seconds as 1:02:03 or 2:03."""
     seconds = max(0, int(seconds))

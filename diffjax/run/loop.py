@@ -1,27 +1,20 @@
 """The one training loop, read from top to bottom: fork it rather than add a flag."""
 
 import collections
-import fcntl
-import shutil
-import signal
 import time
 from pathlib import Path
-from typing import IO
 
 import jax
 import numpy as np
 
 from diffjax.errors import UserError
-from diffjax.run import cli, logs, pictures, sampling, update
+from diffjax.run import cli, logs, pictures, run_directory, sampling, update
 from diffjax.run import mesh as meshes
 from diffjax.run.checkpoints import Checkpoints, append_json, cut_jsonl
 from diffjax.run.feed import make_feed
+from diffjax.run.processes import Signals, agreed
 from diffjax.run.system import System, save_assets
 from diffjax.weights import trees
-
-# What may change between two starts of one run: it moves to other devices, tells more or less.
-FREE = ("mesh.", "log_every", "checkpoint_every", "sample_every", "keep", "keep_every")
-FREE += ("num_samples", "data.path", "time_budget", "sampling.")
 
 
 def train(
@@ -55,27 +48,26 @@ def train(
     shapes, shardings = update.state_shapes(system, config, mesh)
     feed = make_feed(system, config, mesh)
     request = system.request
-    system.condition(request, np.arange(config.num_samples))
-    weights = None
-    if init_from and not holds_checkpoint(workdir):
-        weights = load_weights(system, init_from, shapes.params, shardings.params)
+    check_request(system, request, config.num_samples)
+    weights = source = None
+    if init_from and not run_directory.holds_checkpoint(workdir):
+        weights, source = load_weights(system, init_from, shapes.params, shardings.params)
 
     # ---- the run directory ------------------------------------------------------------------
-    lock = prepare_workdir(system, config, workdir, main)
-    meet("workdir")
+    lock = run_directory.prepare(config, workdir)
     checkpoints = Checkpoints(workdir, keep=config.keep, keep_every=config.keep_every)
     newest = checkpoints.newest()
 
     # ---- state: new, or where the run was -----------------------------------------------------
     elapsed = 0.0
     if newest is not None:
-        state, meta = checkpoints.restore(shapes, newest)
-        elapsed = float(meta["elapsed"])
-        if meta["fingerprint"] != fingerprint(system):
+        meta = checkpoints.meta(newest)
+        if meta["fingerprint"] != run_directory.fingerprint(system):
             raise UserError(
                 f"{workdir} was trained on other data than {config.data.path!r}; "
                 "give these data another --workdir"
             )
+        state, elapsed = checkpoints.restore(shapes, newest)[0], float(meta["elapsed"])
     else:
         state = update.init_state(system, config, shardings)
         if weights is not None:
@@ -88,14 +80,17 @@ def train(
         return max(share, elapsed / config.time_budget) if config.time_budget else share
 
     if main:
+        save_assets(system.assets, workdir)
         cut_jsonl(workdir / "metrics.jsonl", step)
         record = {"event": "resume" if newest is not None else "start", "step": step}
+        record |= {"init_from": source} if source else {}
         append_json(workdir / "log.jsonl", {**record, **logs.environment(config.seed)})
     log = logs.Logger(workdir, start=step, steps=config.steps, batch_size=config.batch_size)
     sample = sampling.sampler(system, request, mesh)
 
     def save() -> None:
-        meta = {"elapsed": elapsed, "fingerprint": fingerprint(system), "ema": list(config.ema)}
+        data_print = run_directory.fingerprint(system)
+        meta = {"elapsed": elapsed, "fingerprint": data_print, "ema": sorted(config.ema)}
         checkpoints.save(state, meta)
         if main:
             append_json(workdir / "log.jsonl", {"event": "checkpoint", "step": step})
@@ -117,7 +112,9 @@ def train(
         if main:
             system.show(outputs, workdir / f"samples{system.suffix}")
             pictures.loss_plot(workdir / "metrics.jsonl", workdir / "loss.png")
-            copy(workdir / f"samples{system.suffix}", picture())  # last: it says that all are made
+            run_directory.copy(
+                workdir / f"samples{system.suffix}", picture()
+            )  # last: it says that all are made
 
     # ---- the step, compiled once ------------------------------------------------------------
     run_step = jax.jit(
@@ -134,11 +131,15 @@ def train(
     if progress() < 1:
         begin = "resuming at" if step else "from"
         log.say(f"{workdir}: {begin} step {step} of {config.steps}; the first step compiles")
-    with Signals() as signals:
+    if source:
+        log.say(f"{workdir}: starting from {source}")
+        save()  # so that a kill before the first checkpoint does not forget these weights
+    elif init_from:
+        log.say(f"{workdir}: going on with its own checkpoint; --init_from is not used")
+    with Signals() as signals, logs.Profile(workdir, profile) as profiler:
         stop = 0
         while progress() < 1 and not stop:
-            if profile and step - first == profile[0]:
-                jax.profiler.start_trace(str(workdir / "profile"))
+            profiler.before(step - first)
             fed = next(data)
             share = jax.device_put(np.float32(progress()), place)
             with jax.transfer_guard("disallow"):
@@ -154,9 +155,7 @@ def train(
             if jax.process_count() == 1 or logging:
                 elapsed = agreed(before + time.monotonic() - start_clock)
                 stop = agreed(signals.got)
-            if profile and step - first == profile[1]:
-                jax.block_until_ready(state)
-                jax.profiler.stop_trace()
+            profiler.after(step - first, metrics)
             last = progress() >= 1
             saving = step % config.checkpoint_every == 0 or last
             if logging or saving:
@@ -175,7 +174,9 @@ def train(
 
     # ---- leave: saved, and at the end with a picture ------------------------------------------
     finished = progress() >= 1
-    if not finished and int(state.bad_step) < 0:
+    if int(state.bad_step) >= 0:
+        raise UserError(bad_step(int(state.bad_step), checkpoints, workdir))
+    if not finished:
         save()
         if main:
             pictures.loss_plot(workdir / "metrics.jsonl", workdir / "loss.png")
@@ -220,92 +221,46 @@ def check_config(config) -> None:
     for name in COUNTS:
         if config[name] < 1:
             raise UserError(f"config.{name} {config[name]}: must be at least 1")
+    if config.keep_every < 0:
+        raise UserError(f"config.keep_every {config.keep_every}: steps, 0 for none")
     if config.time_budget < 0:
         raise UserError(f"config.time_budget {config.time_budget}: seconds, 0 for none")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed {config.seed}: must be from 0 to {2**32 - 1}")
-    if not config.optimizer.learning_rate > 0:
-        raise UserError("config.optimizer.learning_rate must be above 0")
+    for name in ("learning_rate", "eps"):
+        if not config.optimizer[name] > 0:
+            raise UserError(f"config.optimizer.{name} must be above 0")
+    for name in ("b1", "b2"):
+        if not 0 <= config.optimizer[name] < 1:
+            raise UserError(f"config.optimizer.{name} {config.optimizer[name]}: must be in [0, 1)")
+    for name in ("clip", "weight_decay", "final", "warmup_steps"):
+        if config.optimizer[name] < 0:
+            raise UserError(f"config.optimizer.{name} {config.optimizer[name]}: at least 0")
 
 
-def prepare_workdir(system: System, config, workdir: Path, main: bool = True) -> IO | None:
-    """Makes or checks the run directory; returns a file whose lock ends when nobody holds it.
-
-    Every process checks, so that all leave on a mistake; only `main` writes and locks.
-
-    Raises `UserError` where another process trains in it, or it holds a run of another config.
-    """
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir {workdir} is a file")
-    known = workdir / "config.json"
-    if known.is_file():
-        refuse_other_config(config, workdir)
-    if not main:
-        return None
-    if workdir.is_dir() and any(workdir.iterdir()) and not known.is_file():
-        # What a run that was killed while it made the directory leaves is no reason to refuse.
-        made = (".lock", "assets", "config.json.tmp")
-        held = [p.name for p in workdir.iterdir() if p.name not in made]
-        if held:
-            raise UserError(f"--workdir {workdir} holds {held[0]!r} and is no run directory")
+def check_request(system: System, request, num: int) -> None:
+    """Raises `UserError` where config.sampling asks for what the system cannot sample."""
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("a")
-    except OSError as error:
-        raise UserError(f"--workdir {workdir}: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise UserError(f"{workdir}: another process is training here") from error
-    if known.is_file():
-        return lock
-    save_assets(system.assets, workdir)
-    temporary = workdir / "config.json.tmp"
-    temporary.write_text(cli.config_json(config))
-    temporary.replace(known)
-    return lock
-
-
-def refuse_other_config(config, workdir: Path) -> None:
-    """Raises `UserError` with the fields in which the run in `workdir` has another config."""
-    old, new = cli.flatten(cli.read_config(workdir)), cli.flatten(config)
-    differ = [
-        f"{k} {old.get(k)!r} -> {new.get(k)!r}"
-        for k in sorted(old.keys() | new.keys())
-        if old.get(k) != new.get(k) and not k.startswith(FREE)
-    ]
-    if differ:
-        raise UserError(
-            f"{workdir} holds a run with another config: {'; '.join(differ)}. "
-            "Give it the same values, or another --workdir"
-        )
-
-
-def holds_checkpoint(workdir: Path) -> bool:
-    """Whether the run in `workdir` has been saved: it then goes on from there."""
-    return any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*"))
+        system.condition(request, np.arange(num))
+    except UserError as error:
+        raise UserError(f"config.sampling: {error}") from error
 
 
 def load_weights(system: System, init_from: str, shapes, shardings):
-    """Returns the weights of another run (its newest EMA) or of a file, placed by `shardings`."""
+    """Returns (weights, what they are): another run's newest EMA, or a file's."""
     path = Path(init_from)
     if path.is_dir():
         cli.read_config(path)
         mesh = jax.tree.leaves(shardings)[0].mesh
-        return sampling.load_params(system, path, mesh)[0]
-    return jax.device_put(trees.fit(trees.load(path), shapes, init_from), shardings)
+        params, which = sampling.load_params(system, path, mesh)
+        return params, f"{path} ({which})"
+    return jax.device_put(trees.fit(trees.load(path), shapes, init_from), shardings), str(path)
 
 
 def start_from(state: update.State, params) -> update.State:
     """Returns the new state with other weights, EMAs included."""
     copies = {name: jax.tree.map(lambda a: a.copy(), params) for name in state.ema}
     return state._replace(params=params, ema=copies)
-
-
-def fingerprint(system: System) -> str:
-    """Returns the training data's fingerprint, "" where the system keeps none."""
-    about = system.assets.get("data", {})
-    return about.get("fingerprint", "") if isinstance(about, dict) else ""
 
 
 def bad_step(step: int, checkpoints: Checkpoints, workdir: Path) -> str:
@@ -319,49 +274,3 @@ def bad_step(step: int, checkpoints: Checkpoints, workdir: Path) -> str:
         f"{workdir}: the loss or its gradient was not finite at step {step}; {kept}. "
         "Lower config.optimizer.learning_rate or see docs/troubleshooting.md"
     )
-
-
-def agreed(value: float) -> float:
-    """Returns the largest of all processes' values: clocks differ, the learning rate may not."""
-    if jax.process_count() == 1:
-        return value
-    from jax.experimental import multihost_utils
-
-    return float(np.max(multihost_utils.process_allgather(np.float32(value))))
-
-
-def meet(name: str) -> None:
-    """Waits until every process is here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
-
-
-def copy(source: Path, target: Path) -> None:
-    """Copies a file under a temporary name, then renames it."""
-    target.parent.mkdir(exist_ok=True)
-    temporary = target.with_name(target.name + ".tmp")
-    shutil.copyfile(source, temporary)
-    temporary.replace(target)
-
-
-class Signals:
-    """Inside its `with`, SIGINT and SIGTERM are only noted in `got` (2, 15); else 0.
-
-    A second Ctrl-C leaves at once.
-    """
-
-    def __enter__(self):
-        self.got = 0
-        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, number, frame):
-        if self.got:
-            signal.signal(number, signal.default_int_handler)
-        self.got = number
-
-    def __exit__(self, *_):
-        for number, handler in self._old.items():
-            signal.signal(number, handler)

@@ -81,7 +81,12 @@ def loss_plot(metrics: Path, path: Path) -> None:
     axis = figure.add_subplot()
     axis.plot(steps, loss, color="tab:blue", alpha=0.25, label="loss")
     if window > 1:
-        axis.plot(steps[window - 1 :], smooth, color="tab:blue", label=f"mean of {window} lines")
+        axis.plot(
+            steps[window - 1 :],
+            smooth,
+            color="tab:blue",
+            label=f"mean over {window * (steps[1] - steps[0])} steps",
+        )
     axis.set(xlabel="step", ylabel="loss", yscale="log", title="training loss")
     axis.grid(alpha=0.3, which="both")
     rates = axis.twinx()

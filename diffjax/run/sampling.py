@@ -15,6 +15,7 @@ from diffjax.run.checkpoints import Checkpoints
 from diffjax.run.system import System
 from diffjax.weights import trees
 
+MAX_BATCH = 1 << 16
 WEIGHTS = "weights.safetensors"  # a run's EMA weights alone, without checkpoints
 
 
@@ -54,6 +55,8 @@ def batches(
     run = run or sampler(system, request, mesh)
     size = min(batch, num)
     size += -size % meshes.batch_shards(mesh)
+    if size > MAX_BATCH:
+        raise UserError(f"--batch {batch}: at most {MAX_BATCH} at a time")
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed {seed}: must be from 0 to {2**32 - 1}")
     place = functools.partial(_global, sharding=meshes.rows(mesh))
@@ -89,13 +92,15 @@ def load_params(system: System, workdir: Path, mesh: Mesh, *, ema: str = "", ste
     """Returns (params, description) of a run directory, placed by the system's sharding rules.
 
     Args:
-      ema: which EMA; "" is the config's first, "none" the raw parameters.
+      ema: which EMA; "" is the first by name, "none" the raw parameters.
       step: a checkpoint's step; -1 is the newest. A directory without checkpoints is read from
         its weights.safetensors, the EMA of its last step.
 
     Raises:
       UserError: where what is asked for is not there or cannot be read.
     """
+    if step < -1:
+        raise UserError(f"--step {step}: a checkpoint's step, or -1 for the newest")
     shapes = jax.eval_shape(system.init, jax.random.key(0))
     shardings = meshes.tree_shardings(shapes, system.sharding, mesh)
     structs = jax.tree.map(
@@ -115,10 +120,24 @@ def load_params(system: System, workdir: Path, mesh: Mesh, *, ema: str = "", ste
     file = workdir / WEIGHTS
     if not file.is_file():
         raise UserError(f"{workdir} holds no checkpoint and no {WEIGHTS} yet: train it first")
-    if step >= 0 or ema not in ("", "ema"):
+    if step >= 0 or ema:
         raise UserError(f"{workdir} holds only {WEIGHTS}: --step and --ema need its checkpoints")
     flat = trees.load(file)
     return jax.device_put(trees.fit(flat, shapes, str(file)), shardings), WEIGHTS
+
+
+def check_out(system: System, path: Path) -> None:
+    """Raises `UserError` where `save` could not write: asked before the sampling, not after."""
+    if path.suffix not in (".npz", system.suffix, ""):
+        raise UserError(
+            f"--out {path}: ends in {system.suffix} for a picture, .npz for arrays, "
+            "or nothing for a folder"
+        )
+    if path.exists() and path.is_dir() == bool(path.suffix):
+        raise UserError(f"--out {path} is a {'folder' if path.is_dir() else 'file'} already")
+    above = next(p for p in path.absolute().parents if p.exists())
+    if not above.is_dir():
+        raise UserError(f"--out {path}: {above} is a file")
 
 
 def save(system: System, outputs, path: Path) -> str:
@@ -126,6 +145,7 @@ def save(system: System, outputs, path: Path) -> str:
 
     Returns one line that says what was written.
     """
+    check_out(system, path)
     count = len(jax.tree.leaves(outputs)[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":
@@ -137,11 +157,6 @@ def save(system: System, outputs, path: Path) -> str:
     if path.suffix == system.suffix:
         system.show(outputs, path)
         return f"{count} samples in {path}"
-    if path.suffix:
-        raise UserError(
-            f"--out {path}: ends in {system.suffix} for a picture, .npz for arrays, "
-            "or nothing for a folder"
-        )
     path.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         one = jax.tree.map(lambda a: a[i], outputs)  # noqa: B023

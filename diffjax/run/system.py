@@ -65,10 +65,14 @@ def save_assets(assets: dict[str, Any], workdir: Path) -> None:
     folder = workdir / "assets"
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in assets.items():
+        temporary = folder / f"{name}.tmp"
         if isinstance(value, np.ndarray):
-            np.save(folder / f"{name}.npy", value, allow_pickle=False)
+            with temporary.open("wb") as file:
+                np.save(file, value, allow_pickle=False)
+            temporary.replace(folder / f"{name}.npy")
         else:
-            (folder / f"{name}.json").write_text(json.dumps(value, indent=1))
+            temporary.write_text(json.dumps(value, indent=1))
+            temporary.replace(folder / f"{name}.json")
 
 
 def load_assets(workdir: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from diffjax.core import ema as ema_rules
 from diffjax.errors import UserError, choose
+from diffjax.run import cli
 from diffjax.run import mesh as meshes
 from diffjax.run.system import System
 
@@ -77,7 +78,10 @@ def _create(system: System, config, key) -> State:
 def state_shapes(system: System, config, mesh: Mesh) -> tuple[State, State]:
     """Returns the state as ShapeDtypeStructs with shardings, and the tree of the shardings."""
     for name, rule in config.ema.items():
+        cli.require(rule, {"kind": str, "decay": float}, f"config.ema.{name}")
         choose(rule.kind, EMA_RULES, f"config.ema.{name}.kind")
+        if not 0 <= rule.decay < 1:
+            raise UserError(f"config.ema.{name}.decay {rule.decay}: must be in [0, 1)")
     shapes = jax.eval_shape(lambda k: _create(system, config, k), jax.random.key(0))
     shardings = meshes.tree_shardings(shapes, system.sharding, mesh)
     place = lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h)

@@ -20,8 +20,8 @@ def make(config, assets: dict | None = None) -> System:
     Raises:
       UserError: for an unknown system or a config that it cannot take.
     """
-    if "system" not in config:
-        raise UserError("config has no field 'system'")
+    if not isinstance(config.get("system"), str):
+        raise UserError("config lacks the field 'system', a system's name")
     module = importlib.import_module(choose(config.system, SYSTEMS, "config.system"))
     return module.make(config, assets)
 
@@ -29,4 +29,7 @@ def make(config, assets: dict | None = None) -> System:
 def load(workdir: str | Path):
     """Returns (system, config) of a run directory, without opening its training data."""
     config = cli.read_config(Path(workdir))
-    return make(config, load_assets(Path(workdir))), config
+    try:
+        return make(config, load_assets(Path(workdir))), config
+    except UserError as error:
+        raise UserError(f"{workdir}: {error}") from error

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialize
 
 from diffjax.errors import UserError, did_you_mean
 
@@ -34,7 +34,7 @@ def save(tree, path: Path, metadata: dict[str, str] | None = None) -> None:
     # safetensors writes memory as it lies: C order. (ascontiguousarray makes scalars [1].)
     arrays = {k: np.asarray(jax.device_get(v), order="C") for k, v in flatten(tree).items()}
     temporary = path.with_name(path.name + ".tmp")
-    save_file(arrays, temporary, metadata=metadata)
+    temporary.write_bytes(serialize(arrays, metadata=metadata))
     os.replace(temporary, path)
 
 

@@ -2,12 +2,15 @@
 
 import functools
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from diffjax.core import denoisers, guidance, processes
+from diffjax.errors import UserError
 
 
 def toy(x, c, cond):
@@ -93,6 +96,73 @@ def test_right_predictions_give_x0_back(name):
         np.testing.assert_allclose(got, x0, atol=2e-6, err_msg=kind)
 
 
+CONTINUOUS = {name: PROCESSES[name][0] for name in ("edm", "vp", "flow")}
+CONTINUOUS["shifted"] = processes.flow(3.0)
+KINDS = {
+    **{name: name for name in denoisers.PREDICTIONS},
+    "edm": denoisers.edm_coefficients(0.7),
+    "vp": denoisers.vp_coefficients(),
+    "ve": denoisers.ve_coefficients(),
+    "iddpm": denoisers.iddpm_coefficients(np.array([20.0, 3.0, 1.0, 0.3, 0.0])),
+    "consistency": denoisers.consistency_coefficients(),
+}
+
+
+@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.given(
+    process=st.sampled_from(sorted(CONTINUOUS)),
+    ratio=st.floats(0.05, 50.0),
+    source=st.sampled_from(sorted(KINDS)),
+    target=st.sampled_from(sorted(KINDS)),
+    value=st.floats(-3, 3),
+    x=st.floats(-3, 3),
+)
+def test_every_prediction_converts_into_every_other(process, ratio, source, target, value, x):
+    """There and back, and by way of x0 as directly."""
+    with jax.enable_x64(True):
+        p = CONTINUOUS[process]
+        level = p.at(p.t_of(ratio))
+        to = lambda value, a, b: float(denoisers.convert(value, x, level, KINDS[a], KINDS[b]))
+        other = to(value, source, target)
+        # edm's x is as large as its noise, and one prediction may be a small part of the other
+        size = 1 + ratio * abs(x) + abs(value) + abs(to(value, source, "x0"))
+        size = 1e-9 * size * (1 + ratio + 1 / ratio) ** 2
+        assert to(other, target, source) == pytest.approx(value, abs=size)
+        assert to(to(value, source, "x0"), "x0", target) == pytest.approx(other, abs=size)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_conversions_are_what_their_names_say(name):
+    process, t = PROCESSES[name]
+    x0, n = np.random.default_rng(0).standard_normal((2, 3, 4))
+    level = process.at(t)
+    x = level.alpha * x0 + level.sigma * n
+    want = {"x0": x0, "eps": n, "v": level.alpha * n - level.sigma * x0, "flow": n - x0}
+    for source in want:
+        for target in want:
+            got = denoisers.convert(want[source], x, level, source, target)
+            np.testing.assert_allclose(got, want[target], atol=1e-12, err_msg=f"{source} {target}")
+    ratio = jnp.float32(level.sigma / level.alpha)
+    for coefficients in (denoisers.edm_coefficients(), denoisers.vp_coefficients()):
+        # the network of a preconditioned denoiser that is right about x0
+        f = denoisers.convert(x0, x, level, "x0", coefficients)
+        d = denoisers.preconditioned(lambda x, c, cond, f=f: f, coefficients)
+        np.testing.assert_allclose(d(jnp.float32(x / level.alpha), ratio), x0, atol=2e-5)
+
+
+def test_predicting_is_the_way_back():
+    process = processes.flow()
+    x = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
+    net = lambda x, t, cond: jnp.sin(x) * t + cond
+    denoise = denoisers.from_flow(process, net)
+    got = denoisers.predicting(process, denoise, "flow")(x, 0.3, 0.5)
+    np.testing.assert_allclose(got, np.sin(x) * 0.3 + 0.5, atol=1e-6)
+    # at t = 1 there is no data in x, and the velocity still tells it
+    np.testing.assert_allclose(denoise(x, 1.0, 0.5), x - (np.sin(x) + 0.5), atol=1e-6)
+    with pytest.raises(UserError, match="did you mean 'flow'"):
+        denoisers.predicting(process, denoise, "flwo")(x, 0.3, 0.5)
+
+
 def test_what_the_network_is_told():
     seen = []
     process = processes.discrete(processes.cosine_betas(10))
@@ -120,6 +190,39 @@ def test_guidance_interval(t, guided):
     want = (guidance.cfg(cond, uncond, 3.0) if guided else cond)(x, t)
     np.testing.assert_allclose(jax.jit(within)(x, t), want)
     np.testing.assert_allclose(within(x, jnp.full(5, t)), want)
+
+
+def test_rescaled_guidance():
+    """The contrast of each sample goes the way phi to that of the conditional one."""
+    rng = np.random.default_rng(0)
+    c, u = rng.standard_normal((2, 3, 4, 4, 2)).astype(np.float32)
+    x = jnp.zeros_like(c)
+    plain = np.asarray(guidance.cfg(lambda x, t: c, lambda x, t: u, 4.0)(x, 1.0))
+    for phi in (0.0, 0.7, 1.0):
+        got = guidance.cfg(lambda x, t: c, lambda x, t: u, 4.0, rescale=phi)(x, 1.0)
+        std = lambda a: np.asarray(a).reshape(3, -1).std(1)
+        np.testing.assert_allclose(std(got), phi * std(c) + (1 - phi) * std(plain), rtol=1e-5)
+        ratio = np.asarray(got) / plain  # one number a sample
+        np.testing.assert_allclose(ratio, ratio[:, :1, :1, :1] + 0 * ratio, rtol=1e-4)
+    flat = guidance.rescaled(jnp.ones((2, 3)), jnp.asarray(c[:2, 0, :3, 0]), 1.0)
+    np.testing.assert_array_equal(flat, 1.0)  # nothing to rescale
+
+
+def test_guidances_compose():
+    """Autoguidance under cfg in an interval, rescaled, clipped, in-painted: written out."""
+    main, guide, nobody = (lambda x, t, k=k: k * x + t for k in (2.0, 1.5, 1.0))
+    x = jnp.linspace(-1, 1, 10).reshape(2, 5)
+    mask = jnp.arange(5) < 2
+    good = guidance.autoguidance(main, guide, 2.0)
+    np.testing.assert_allclose(good(x, 0.5), 2.5 * x + 0.5, rtol=1e-6)
+    both = guidance.cfg(good, nobody, 3.0, interval=(0.2, 0.6), rescale=1.0)
+    denoise = jax.jit(guidance.inpaint(guidance.clip(both, -2.0, 2.0), 7.0, mask))
+    inside = np.asarray(5.5 * x + 0.5)
+    inside = inside * (2.5 * x).std(1, keepdims=True) / inside.std(1, keepdims=True)
+    outside = 2.5 * x + 0.7
+    for t, want in [(0.5, inside), (0.7, outside)]:
+        want = np.where(mask, 7.0, np.clip(want, -2, 2))
+        np.testing.assert_allclose(denoise(x, t), want, rtol=1e-5)
 
 
 def test_clip_and_inpaint():

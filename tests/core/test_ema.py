@@ -56,6 +56,14 @@ def test_posthoc(golden, close):
     close(got, arrays["ph_coefs"], 1e-8)
     np.testing.assert_allclose(got.sum(0), 1)
 
+    # on the averages of a random walk, stored every 20 steps and both widths
+    steps = arrays["ph_in_nimg"][::2] // 2048 - 1
+    stored = arrays["pf_ema"][steps].reshape(-1, 3)
+    close(got.T @ stored, arrays["ph_result"], 1e-8)
+    # of a width that was stored it is that one
+    last = dict(zip(arrays["ph_out_std"].tolist(), got.T @ stored, strict=True))[0.05]
+    np.testing.assert_allclose(last, stored[-2], rtol=1e-6)
+
 
 def test_warm_ups(golden, close, x64):
     arrays = golden("ema")

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from diffjax.core import denoisers, grids, processes
+from diffjax.core import denoisers, ema, grids, processes, samplers
 from diffjax.errors import UserError
 
 from .conftest import GOLDEN
@@ -96,3 +96,21 @@ def test_shifted_multiplies_the_ratio():
     ratio = lambda t: flow.sigma(t) / flow.alpha(t)
     np.testing.assert_allclose(ratio(grids.shifted(grid, 3.0)), 3 * ratio(grid))
     np.testing.assert_allclose(grids.shifted([0.5, 0.1, 0.9], 3), [0.75, 0.25, 0.964286], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: grids.shifted([1.0, 0.0], -1.0),
+        lambda: grids.linear(4, 0.0, 1.0),
+        lambda: grids.spaced(10, "-3"),
+        lambda: grids.spaced(10, [0]),
+        lambda: samplers.churn([2.0, 0.0], -3.0),
+        lambda: processes.flow(float("nan")),
+        lambda: ema.constant(1.5),
+        lambda: ema.warmup(-0.1),
+    ],
+)
+def test_more_nonsense_is_refused(call):
+    with pytest.raises(UserError):
+        call()

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy
 
 from diffjax.core import denoisers, objectives, processes
 from diffjax.errors import UserError
@@ -43,22 +44,72 @@ def test_losses(objective, net, golden, close):
             close(got, arrays[key], 1e-5)
 
 
-def test_times():
-    """Drawn times have the moments and the range that the objective names."""
-    shapes = [
-        objectives.edm(-0.4, 1.0),
-        objectives.discrete(10),
-        objectives.vp(),
-        objectives.flow(),
-    ]
-    draw = jax.jit(lambda key: [o.sample(key, (20000, 1)) for o in shapes])
-    edm, discrete, vp, flow = (np.asarray(t) for t in draw(jax.random.key(0)))
-    log_t = np.log(edm)
-    assert log_t.shape == (20000, 1)
-    assert abs(log_t.mean() + 0.4) < 0.02 and abs(log_t.std() - 1.0) < 0.02
-    assert sorted(set(discrete.ravel().tolist())) == list(range(1, 11))
-    assert vp.min() >= 1e-5 and vp.max() <= 1 and abs(vp.mean() - 0.5) < 0.01
-    assert 0 < flow.min() < 0.05 and 0.95 < flow.max() < 1 and abs(np.median(flow) - 0.5) < 0.01
+def quantiles(name):
+    """u -> the time below which a share u of the draws lies, in closed form."""
+    normal = scipy.stats.norm.ppf
+    return {
+        "log-normal": lambda u: np.exp(-0.4 + normal(u)),
+        "logit-normal": lambda u: scipy.special.expit(0.3 + 0.8 * normal(u)),
+        "uniform": lambda u: u,
+        "uniform in [1e-5, 1]": lambda u: 1e-5 + u * (1 - 1e-5),
+        "log-uniform": lambda u: (0.02 * 5000**u) ** 2,
+        "discrete": lambda u: np.ceil(10 * u),
+    }[name]
+
+
+TIMES = {
+    "log-normal": objectives.edm(-0.4, 1.0),
+    "logit-normal": objectives.flow(0.3, 0.8),
+    "uniform": objectives.uniform_flow(),
+    "uniform in [1e-5, 1]": objectives.vp(),
+    "log-uniform": objectives.ve(),
+    "discrete": objectives.discrete(10),
+}
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """{stratified: {name: times [4096, 1, 1]}}."""
+    draw = lambda key, stratified: {
+        name: o.sample(jax.random.fold_in(key, i), (4096, 1, 1), stratified)
+        for i, (name, o) in enumerate(TIMES.items())
+    }
+    draw = jax.jit(draw, static_argnums=1)
+    return {s: jax.tree.map(np.asarray, draw(jax.random.key(0), s)) for s in (False, True)}
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_times(name, drawn):
+    """Drawn times have the quantiles of the distribution; stratified, every one of them."""
+    u = np.array([0.0505, 0.25, 0.501, 0.75, 0.9495])
+    want = quantiles(name)
+    for stratified, off in [(False, 4 * np.sqrt(u * (1 - u) / 4096)), (True, 1 / 4096)]:
+        t = drawn[stratified][name]
+        assert t.shape == (4096, 1, 1) and np.all(np.isfinite(t)) and np.all(t > 0)
+        t = np.sort(t.ravel())
+        at = t[(u * 4096).astype(int)] if name != "discrete" else np.quantile(t, u)
+        assert np.all(at >= want(u - off) * (1 - 1e-5)) and np.all(at <= want(u + off) * (1 + 1e-5))
+    # one draw a row from its own quantile: the k-th smallest of 4096 lies in the k-th of 4096 parts
+    if name != "discrete":
+        k = np.arange(1, 4095)
+        assert np.all(t[k] >= want(k / 4096) * (1 - 1e-4))
+        assert np.all(t[k] <= want((k + 1) / 4096) * (1 + 1e-4))
+    if name == "discrete":
+        assert sorted(set(t.tolist())) == list(range(1, 11))
+
+
+def test_a_row_sees_every_quantile():
+    """Which part a row draws from changes with the key, so that no row is always noisy."""
+    draw = jax.jit(jax.vmap(lambda key: objectives.strata(key, 8)))
+    u = np.asarray(draw(jax.random.split(jax.random.key(0), 1000)))
+    np.testing.assert_array_equal(
+        np.sort(np.floor(8 * u), axis=1), np.tile(np.arange(8.0), (1000, 1))
+    )
+    counts = np.stack([np.bincount(np.floor(8 * row).astype(int), minlength=8) for row in u.T])
+    assert np.all(np.abs(counts - 125) < 5 * np.sqrt(125))
+    assert np.abs(np.corrcoef(u.T)[~np.eye(8, dtype=bool)] + 1 / 7).max() < 0.15
+    within = np.sort((8 * u) % 1, axis=None)
+    assert np.abs(within - np.linspace(0, 1, 8000)).max() < 0.025
 
 
 def test_weights_turn_the_x0_loss_into_the_loss_of_the_target():
@@ -74,6 +125,7 @@ def test_weights_turn_the_x0_loss_into_the_loss_of_the_target():
 
     t = jnp.array([[0.2], [0.9]])
     denoise = denoisers.from_flow(processes.flow(), lambda x, t: wrong)
+    assert objectives.uniform_flow().weight(0.2) == objectives.flow().weight(0.2)
     got = loss(objectives.flow(), processes.flow(), denoise, x0, t, n)
     np.testing.assert_allclose(got, (wrong - (n - x0)) ** 2, rtol=1e-3, atol=1e-5)
 
@@ -90,6 +142,14 @@ def test_min_snr():
     snr = jax.jit(objectives.snr(process))(t)
     assert snr.max() > 5 > snr.min()
     np.testing.assert_allclose(jax.jit(objectives.min_snr(process))(t), np.minimum(snr, 5))
+
+
+def test_p2():
+    process = processes.vp()
+    t = jnp.float32([0.01, 0.3, 0.9])
+    snr = jax.jit(objectives.snr(process))(t)
+    got = jax.jit(objectives.p2(process, gamma=0.5, k=2.0))(t)
+    np.testing.assert_allclose(got, snr / np.sqrt(2 + snr), rtol=1e-6)
 
 
 def test_times_that_do_not_fit_are_refused():

@@ -140,3 +140,11 @@ def test_ddpm_tables(name, steps, golden, close):
 def test_nonsense_is_refused(call):
     with pytest.raises(UserError):
         call()
+
+
+@pytest.mark.parametrize("t", [1, 500, 999])
+def test_whole_jax_times_are_times(t):
+    process = processes.discrete(processes.linear_betas(1000))
+    host, device = process.at(t), process.at(jnp.int32(t))
+    np.testing.assert_allclose(device.alpha, host.alpha, rtol=2e-5)
+    np.testing.assert_allclose(device.sigma, host.sigma, rtol=2e-3)

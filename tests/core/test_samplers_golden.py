@@ -1,11 +1,13 @@
-"""`ode` and `ddim` against EDM's Algorithm 2, its Table 1 and k-diffusion, in float64."""
+"""Samplers against EDM's code, k-diffusion, UniPC, consistency models and guided-diffusion."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.core import denoisers, grids, processes, samplers
+from diffjax.core import denoisers, grids, guidance, processes, samplers
 
 
 @pytest.fixture
@@ -98,7 +100,10 @@ def ablation(n, steps, schedule, scaling, net_range=(0.0, np.inf)):
 
 
 TABLE_1 = [
-    f"abl_{steps}_{path}_{solver}"
+    pytest.param(
+        f"abl_{steps}_{path}_{solver}",
+        marks=[pytest.mark.slow] if solver == "euler" and steps in ("ve", "iddpm") else [],
+    )
     for steps in RANGES
     for path in ("vp_vp", "ve_none", "linear_none")
     for solver in ("euler", "heun")
@@ -164,19 +169,141 @@ def gaussian(arrays):
     return lambda x, sigma: mu + var / (var + sigma**2) * (x - mu)
 
 
-@pytest.mark.parametrize("net", ["gauss", "nonlin"])
-@pytest.mark.parametrize("name", ["euler", "heun", "euler_ancestral"])
-def test_k_diffusion(name, net, golden, close, x64):
-    arrays = golden("samplers_kdiff")
-    given = golden("samplers_gauss")
-    denoise = (gaussian if net == "gauss" else nonlinear)(given)
-    noise = lambda k: jnp.asarray(given["noise"])[k]
-    grid = grids.karras(10, 0.02, 20.0)
-    close(grid, arrays["sigmas/karras_n10"], 1e-12)
-    run = {
-        "euler": lambda *a: samplers.ode(*a, order=1),
+def kdiff():
+    """What k-diffusion or UniPC calls it -> our sampler."""
+    table = {
+        "euler": functools.partial(samplers.ode, order=1),
         "heun": samplers.ode,
-        "euler_ancestral": lambda *a: samplers.ddim(*a, delta=samplers.posterior(1.0)),
-    }[name]
-    x = run(denoise, processes.edm(), grid, given["latents"] * grid[0], noise)
-    close(x, arrays[f"{name}_{net}"], 1e-10)
+        "euler_ancestral": functools.partial(samplers.ddim, delta=samplers.posterior(1.0)),
+        "dpmpp_2m": samplers.dpmpp,
+    }
+    for variant in ("midpoint", "heun"):
+        for eta in (0, 1):
+            table[f"dpmpp_2m_sde_{variant}_eta{eta}"] = functools.partial(
+                samplers.dpmpp, eta=eta, variant=variant
+            )
+    for variant in ("bh1", "bh2"):
+        for order in (1, 2, 3):
+            table[f"unipc_{variant}_o{order}"] = functools.partial(
+                samplers.unipc, order=order, variant=variant
+            )
+    return table
+
+
+KDIFF = kdiff()
+NETS = {"gauss": gaussian, "nonlin": nonlinear}
+
+
+@pytest.mark.parametrize("name", KDIFF)
+def test_k_diffusion_and_unipc(name, golden, close, x64):
+    arrays, given = golden("samplers_kdiff"), golden("samplers_gauss")
+    noise = lambda k: jnp.asarray(given["noise"])[k]
+    grid = arrays["sigmas/karras_n10"]
+    start = given["latents"] * grid[0]
+    # UniPC's own code ends above 0: nine steps
+    grid = grid[:-1] if name.startswith("unipc") else grid
+    for net, make in NETS.items():
+        x = KDIFF[name](make(given), processes.edm(), grid, start, noise)
+        close(x, arrays[f"{name}_{net}"], 1e-10)
+
+
+def test_k_diffusion_with_other_steps(golden, close, x64):
+    arrays, given = golden("samplers_kdiff"), golden("samplers_gauss")
+    noise = lambda k: jnp.asarray(given["noise"])[k]
+    denoise, edm = gaussian(given), processes.edm()
+    grid = grids.exponential(10, 0.02, 20.0, rho=2.0)
+    close(grid, arrays["sigmas/polyexp_n10_rho2"], 1e-12)
+    x = samplers.dpmpp(denoise, edm, grid, given["latents"] * grid[0])
+    close(x, arrays["dpmpp_2m_gauss_polyexp"], 1e-10)
+
+    grid = grids.karras(10, 0.02, 20.0)
+    hat = samplers.churn(grid, 5, 0.05, 10)
+    start = given["latents"] * grid[0]
+    x = samplers.ode(denoise, edm, grid, start, noise, hat=hat, s_noise=1.003)
+    close(x, arrays["heun_churn_gauss"], 1e-10)
+
+
+def test_how_much_noise_an_ancestral_step_keeps_and_adds(golden, close):
+    arrays = golden("samplers_kdiff")
+    sigma, end, eta = arrays["ancestral_in"].T
+    edm = processes.edm()
+    up = [
+        samplers.posterior(e)(edm.at(s), edm.at(n)) for s, n, e in zip(sigma, end, eta, strict=True)
+    ]
+    got = np.stack([np.sqrt(end**2 - np.square(up)), up], axis=1)
+    close(got, arrays["ancestral_down_up"], 1e-10)
+
+
+CONSISTENCY = {
+    "onestep": (40, (0,)),
+    "multistep_0_22_39": (40, (0, 22, 39)),
+    "multistep_0_17_34_39_s40": (40, (0, 17, 34, 39)),
+    "multistep_0_67_150_s151": (151, (0, 67, 150)),
+}
+
+
+@pytest.mark.parametrize("name", CONSISTENCY)
+def test_consistency(name, golden, close):
+    """A consistency model is EDM's preconditioning moved; it is sampled by fresh noise."""
+    arrays = golden("consistency")
+
+    def net(x, c, cond):
+        return 0.6 * jnp.tanh(1.3 * x) + 0.2 * jnp.sin(0.01 * c) * x[..., ::-1]
+
+    d = denoisers.preconditioned(net, denoisers.consistency_coefficients())
+    denoise = guidance.clip(denoisers.on(processes.edm(), d))
+    noise = lambda k: jnp.asarray(arrays["noise"])[k]
+    n, kept = CONSISTENCY[name]
+    levels = grids.karras(n)
+    grid = levels[list(kept)] if len(kept) > 1 else levels[[0, -1]]
+    x, trace = samplers.ddim(
+        denoise,
+        processes.edm(),
+        grid,
+        80 * arrays["xT"],
+        noise,
+        delta=samplers.fresh(1.0),
+        std=samplers.fresh(1.0, floor=0.002),
+        trace=True,
+    )
+    np.testing.assert_array_equal(x, trace.x0[-1])
+    close(x, arrays[name], 2e-5)
+
+
+def test_consistency_coefficients(golden, close):
+    arrays = golden("consistency")
+    c = jax.jit(denoisers.consistency_coefficients())(arrays["bc_sigma"])
+    close(np.stack([c.skip, c.out, c.input]), arrays["bc_coeffs"], 2e-6)
+    close(c.noise, arrays["rescaled_t"], 2e-6)
+
+
+def test_encoding(golden, close):
+    """DDIM upwards, from index 3 to 4 and from 700 to 701."""
+    arrays = golden("ddpm_steps")
+    process = processes.discrete(processes.linear_betas(1000))
+
+    def net(x, t):
+        return 0.8 * jnp.tanh(x) * (0.3 + t / 1000) + 0.1 * x[..., ::-1]
+
+    denoise = guidance.clip(denoisers.from_eps(process, net, told=lambda t: t - 1))
+    got = [
+        samplers.ddim(denoise, process, [t + 1, t + 2], x, delta=samplers.posterior(0.0))
+        for t, x in zip(arrays["t"].astype(float), arrays["xT"], strict=True)
+    ]
+    close(got, arrays["ddim_reverse"], 2e-5)
+
+
+def test_pieces_of_ddpm(golden, close):
+    """q(x_t | x_0), the posterior's mean and variance, and x0 <-> eps, at indices 3 and 700."""
+    arrays = golden("ddpm_steps")
+    process = processes.discrete(processes.linear_betas(1000))
+    x0, x, eps = arrays["x0"], arrays["xT"], arrays["noise"][0]
+    t = arrays["t"].reshape(-1, 1, 1, 1) + 1.0
+    now, end = process.at(t), process.at(t - 1)
+    close(process.perturb(x0, eps, now), arrays["q_sample"], 2e-5)
+    close(denoisers.convert(eps, x, now, "eps", "x0"), arrays["x0_from_eps"], 2e-5)
+    close(denoisers.convert(x0, x, now, "x0", "eps"), arrays["eps_from_x0"], 2e-5)
+    std = samplers.posterior(1.0)(now, end)
+    close(std.ravel() ** 2, arrays["post_var"], 2e-5)
+    kept = end._replace(sigma=np.sqrt(end.sigma**2 - std**2))
+    close(process.perturb(x0, process.noise(x, x0, now), kept), arrays["post_mean"], 2e-5)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffjax.data.base import ArraySource
-from diffjax.data.loader import InMemory, batches, positions
+from diffjax.data.loader import InMemory, batches, permuted, positions
 from diffjax.errors import UserError
 
 
@@ -132,10 +132,42 @@ def taken(memory: InMemory, step: int, batch_size: int, seed: int = 0) -> list[i
 
 
 def independent(n: int, position: int, seed: int = 0) -> int:
-    """The example at a position, in Python's integers."""
-    epoch, offset = divmod(position, n)
+    """The example at a position, in Python's integers: Feistel on bit strings, cycle walking."""
+    epoch, x = divmod(position, n)
+    if n == 1:
+        return 0
     key = jax.random.fold_in(jax.random.key(seed), epoch % 2**32)
-    return int(np.asarray(jax.random.permutation(key, n))[offset])
+    rounds = [int(k) for k in jax.random.bits(key, (8,), jnp.uint32)]
+    bits = max(2, (n - 1).bit_length())
+
+    def mixed(v: int) -> int:
+        v = (v ^ (v >> 16)) * 0x7FEB352D % 2**32
+        v = (v ^ (v >> 15)) * 0x846CA68B % 2**32
+        return v ^ (v >> 16)
+
+    while True:
+        text = format(x, f"0{bits}b")
+        left, right = text[: bits - bits // 2], text[bits - bits // 2 :]
+        for k in rounds:
+            share = mixed(int(right, 2) ^ k) % 2 ** len(left)
+            left, right = right, format(int(left, 2) ^ share, f"0{len(left)}b")
+        x = int(left + right, 2)
+        if x < n:
+            return x
+
+
+@pytest.mark.parametrize("n", [2, 3, 13, 100])
+def test_every_place_of_a_permutation_is_as_likely(n):
+    """Chi-squared over where the first and the last example go, 4,000 keys."""
+    keys = jax.vmap(jax.random.key)(jnp.arange(4000))
+    places = jax.jit(jax.vmap(lambda j, key: permuted(j, n, key), in_axes=(None, 0)))
+    for j in (0, n - 1):
+        counts = np.bincount(places(jnp.uint32(j), keys), minlength=n)
+        chi2 = ((counts - 4000 / n) ** 2 / (4000 / n)).sum()
+        assert chi2 < n - 1 + 4 * np.sqrt(2 * (n - 1)) + 8
+    if n <= 13:  # few enough that every pair of places must come up
+        pairs = zip(*(np.asarray(places(jnp.uint32(j), keys)) for j in (0, 1)), strict=True)
+        assert len(set(pairs)) == n * (n - 1)
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(11, 4), (7, 7), (5, 12), (1, 3)])

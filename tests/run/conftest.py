@@ -1,6 +1,7 @@
 """A system whose every number can be worked out by hand, and meshes of some of the devices."""
 
 import contextlib
+import functools
 import math
 import os
 from types import SimpleNamespace
@@ -95,6 +96,7 @@ def stopped_at():
 def read_state():
     """read_state(workdir, step=None) -> {"params/...": array, "opt_state/...": ...} of it."""
 
+    @functools.cache  # a step, once written, does not change
     def read(workdir, step=None):
         system, config = systems.load(workdir)
         shapes, _ = update.state_shapes(system, config, meshes.make_mesh(config.mesh))

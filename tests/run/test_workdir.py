@@ -86,16 +86,44 @@ def test_two_processes_do_not_share_a_workdir(copy, tiny_config, capsys):
     assert train.main([*tiny_config, "--workdir", str(copy)]) == 0
 
 
-def test_killed_while_the_workdir_was_made(tmp_path, trained, make_config):
-    workdir, config = tmp_path / "half", make_config()
+def test_killed_while_the_workdir_was_made(tmp_path, trained, tiny_config):
+    workdir = tmp_path / "half"
     (workdir / "assets").mkdir(parents=True)
     (workdir / ".lock").touch()
     (workdir / "assets" / "data.json").write_text('{"image_sha')
     (workdir / "config.json.tmp").write_text("{")
-    with loop.prepare_workdir(systems.make(config), config, workdir):
-        made, wanted = listing(workdir), listing(trained)
-        assert set(made) == {".lock", "assets/data.json", "config.json"}
-        assert all(made[name] == wanted[name] for name in made)
+    assert train.main([*tiny_config, "--workdir", str(workdir)]) == 0
+    made, wanted = listing(workdir), listing(trained)
+    for name in ("assets/data.json", "config.json", "weights.safetensors"):
+        assert made[name] == wanted[name]
+
+
+def test_assets_that_were_lost_come_back(tmp_path, trained, tiny_config):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    shutil.rmtree(copy / "assets")
+    assert train.main([*tiny_config, "--workdir", str(copy)]) == 0
+    assert listing(copy)["assets/data.json"] == listing(trained)["assets/data.json"]
+
+
+def test_weights_without_checkpoints_are_not_trained_over(tmp_path, trained, tiny_config, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    shutil.rmtree(copy / "checkpoints")
+    before = listing(copy)
+    assert train.main([*tiny_config, "--workdir", str(copy)]) == 2
+    assert "no checkpoint to go on from" in capsys.readouterr().err
+    assert listing(copy) == before
+
+
+def test_time_may_end_a_run(tmp_path, tiny_config, capsys):
+    # The budget is over after the first step; and stays over.
+    argv = [*tiny_config, "--config.time_budget=0.001", "--workdir", str(tmp_path / "short")]
+    assert train.main(argv) == 0
+    assert "done, step 1." in capsys.readouterr().err
+    assert [r["step"] for r in read_metrics(tmp_path / "short")] == [1]
+    assert train.main(argv) == 0
+    assert "was finished already, step 1." in capsys.readouterr().err
 
 
 def test_nan_stops_the_run_with_what_is_good(tmp_path, tiny_config, capsys):
@@ -134,7 +162,7 @@ def born(make_config):
         config = make_config(*overrides)
         system, mesh = systems.make(config), meshes.make_mesh(config.mesh)
         shapes, shardings = update.state_shapes(system, config, mesh)
-        weights = loop.load_weights(system, str(init_from), shapes.params, shardings.params)
+        weights, _ = loop.load_weights(system, str(init_from), shapes.params, shardings.params)
         state = loop.start_from(update.init_state(system, config, shardings), weights)
         assert int(state.step) == 0
         return [

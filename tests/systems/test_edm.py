@@ -107,11 +107,11 @@ def test_loss_is_equation_8(system, affine, batch):
 
 def test_loss_of_a_row_is_its_own(system, batch):
     # By its number, not by its place: that is what makes slices and devices agree.
-    params, key = system.init(jax.random.key(0)), jax.random.key(7)
-    part = lambda rows: {name: value[rows] for name, value in batch.items()}
+    params, key, loss = system.init(jax.random.key(0)), jax.random.key(7), jax.jit(system.loss)
+    part = lambda rows: {name: np.asarray(value)[rows] for name, value in batch.items()}
     rows = np.array([5, 0, 9, 2])
-    together, _ = system.loss(params, part(rows), key)
-    alone = [system.loss(params, part(rows[i : i + 1]), key)[0] for i in range(4)]
+    together, _ = loss(params, part(rows), key)
+    alone = [loss(params, part(rows[i : i + 1]), key)[0] for i in range(4)]
     np.testing.assert_allclose(together, np.mean(alone), rtol=1e-6)
     assert len({float(a) for a in alone}) == 4
 
@@ -182,6 +182,18 @@ def test_sampler_names(image):
     # Heun's error falls as steps^-2: 12 steps of it and 400 of Euler's meet.
     assert np.abs(image(sampler="heun", steps=12) - image(sampler="euler", steps=400)).max() <= 2
     assert np.abs(image(sampler="heun", churn=2.0) - heun).max() > 5
+
+
+def test_multistep_sampler_names(image):
+    exact = image(sampler="heun", steps=40)
+    dpmpp, sde, unipc = (image(sampler=name) for name in ("dpmpp", "dpmpp_sde", "unipc"))
+    # Both follow the ODE, at one evaluation a step.
+    assert np.abs(image(sampler="dpmpp", steps=40) - exact).max() <= 2
+    assert np.abs(image(sampler="unipc", steps=40) - exact).max() <= 2
+    assert np.abs(dpmpp - unipc).max() > 0
+    np.testing.assert_array_equal(sde, image(sampler="dpmpp", eta=1.0))
+    assert np.abs(sde - dpmpp).max() > 20
+    assert np.all([np.std(picture) > 5 for picture in (dpmpp, sde, unipc)])  # pictures, not flats
 
 
 @pytest.mark.parametrize(

@@ -35,23 +35,24 @@ class Request:
     """What one call of the sampler is asked for; the defaults come from the run's config."""
 
     steps: int = _field(18, "sampler steps; heun evaluates the network 2 steps - 1 times")
-    sampler: str = _field("heun", "heun, euler, ddim or ancestral")
+    sampler: str = _field("heun", "heun, euler, ddim, ancestral, dpmpp, dpmpp_sde or unipc")
     guidance: float = _field(1.0, "classifier-free guidance scale; 1 is none")
     cond: str = _field("", "class names or numbers, comma-separated; empty: all classes in turn")
     sigma_min: float = _field(0.002, "smallest noise level before 0")
     sigma_max: float = _field(80.0, "noise level of the start")
     rho: float = _field(7.0, "shape of the noise levels, equation 5")
     churn: float = _field(0.0, "S_churn of Algorithm 2 (heun and euler)")
-    eta: float = _field(0.0, "0 deterministic .. 1 ancestral (ddim)")
+    eta: float = _field(0.0, "0 deterministic .. 1 ancestral (ddim, dpmpp)")
 
 
 ASIDE = 2**32 - 1  # a stream of randomness above every row and every split
 
-SAMPLERS = ("heun", "euler", "ddim", "ancestral")
+SAMPLERS = ("heun", "euler", "ddim", "ancestral", "dpmpp", "dpmpp_sde", "unipc")
 FIELDS = {
     "data.path": str,
     "data.image_size": int,
     "data.balanced": bool,
+    "network.kind": str,
     **dict.fromkeys(
         [f"diffusion.{k}" for k in ("sigma_data", "p_mean", "p_std", "label_dropout")], float
     ),
@@ -74,6 +75,8 @@ def make(config, assets: dict | None = None) -> System:
         raise UserError(
             "config.data.path is empty: give a folder, a .npz, an EDM .zip, tfds:NAME, or emoji"
         )
+    if config.data.image_size < 0:
+        raise UserError(f"config.data.image_size {config.data.image_size}: pixels, 0: as they are")
     request = _default_request(config)
     assets = {"data": _describe(data("train"))} if assets is None else assets
     about = _checked(assets)
@@ -161,6 +164,8 @@ def make(config, assets: dict | None = None) -> System:
 
     def condition_like(request: Request, source, index: np.ndarray) -> np.ndarray:
         _check(request)
+        if request.cond:
+            raise UserError("--cond: samples that are scored take the reference's classes")
         if not null:
             return np.zeros(len(index), np.int32)
         if tuple(source.class_names) != names:
@@ -226,6 +231,11 @@ def solve(request: Request, denoise, process, grid, x, noise):
         )
     if request.sampler == "ancestral":
         return samplers.ddim(denoise, process, grid, x, noise, delta=samplers.posterior(1.0))
+    if request.sampler in ("dpmpp", "dpmpp_sde"):
+        eta = 1.0 if request.sampler == "dpmpp_sde" else request.eta
+        return samplers.dpmpp(denoise, process, grid, x, noise, eta=eta)
+    if request.sampler == "unipc":
+        return samplers.unipc(denoise, process, grid, x)
     hat = samplers.churn(grid, request.churn) if request.churn else None
     order = 2 if request.sampler == "heun" else 1
     return samplers.ode(denoise, process, grid, x, noise, hat=hat, order=order)
@@ -248,9 +258,12 @@ def _checked(assets: dict) -> dict:
     about = assets.get("data")
     if not isinstance(about, dict) or not {"image_shape", "class_names"} <= set(about):
         raise UserError("the run directory lacks assets/data.json (image_shape, class_names)")
-    shape = about["image_shape"]
-    if not (len(shape) == 3 and all(isinstance(n, int) and 0 < n <= 8192 for n in shape)):
+    shape, names = about["image_shape"], about["class_names"]
+    whole = lambda n: isinstance(n, int) and 0 < n <= 8192
+    if not (isinstance(shape, list) and len(shape) == 3 and all(map(whole, shape))):
         raise UserError(f"assets/data.json: image_shape {shape} is no [height, width, channels]")
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError("assets/data.json: class_names is no list of names")
     return about
 
 
@@ -266,8 +279,16 @@ def _check(request: Request) -> None:
             f"--sigma_min {request.sigma_min} must be above 0 and below "
             f"--sigma_max {request.sigma_max}"
         )
-    if request.rho <= 0 or request.churn < 0 or not 0 <= request.eta <= 1:
-        raise UserError("--rho must be above 0, --churn at least 0, --eta in [0, 1]")
+    for name, low, high in (
+        ("rho", 0.1, 1e3),
+        ("churn", 0.0, 1e6),
+        ("eta", 0.0, 1.0),
+        ("guidance", -1e4, 1e4),
+        ("sigma_max", 0.0, 1e9),
+    ):
+        value = getattr(request, name)
+        if not low <= value <= high:  # NaN fails too
+            raise UserError(f"--{name} {value}: must be from {low:g} to {high:g}")
 
 
 def _labels(cond: str, names: tuple[str, ...]) -> np.ndarray:
