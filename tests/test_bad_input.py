@@ -119,6 +119,8 @@ TABLE = [
      lambda p: ["--config", str(Path(p.config[1]).with_name("edm_tny.py"))]),
     ("config raises", "train", "mine.py: ZeroDivisionError",
      lambda p: p.config_file("def get_config():\n    return 1 / 0\n")),
+    ("config raises at length", "train", "mine.py: ValueError: one two",
+     lambda p: p.config_file("raise ValueError('one\\ntwo')")),
     ("config is no Python", "train", "mine.py: SyntaxError", lambda p: p.config_file("def (")),
     ("config without get_config", "train", "mine.py: .*get_config", lambda p: p.config_file("")),
     ("config leaves", "train", "mine.py: .*SystemExit",

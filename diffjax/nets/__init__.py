@@ -1,49 +1,208 @@
-"""The networks: what computes. They know no process, no loss and no system."""
+"""The networks: what computes. They know no process, no loss and no system.
+
+Every network is called as `net.apply({"params": p}, x, c_noise, label, augment, train, rngs=...)`:
+x float [B, H, W, C]; c_noise float32 [B]; label int32 [B] with num_classes for "no class"; augment
+float32 [B, augment_dim] or None, ignored by those that take none; train turns dropout on, which
+draws from rngs {"dropout": key}. They return float32.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from diffjax.errors import UserError, choose
-from diffjax.nets import unet_small
+from diffjax.nets import dit, edm_blocks, unet_small
+from diffjax.nets.dhariwal_unet import DhariwalUNet
+from diffjax.nets.dit import SIZES, DiT
+from diffjax.nets.song_unet import SongUNet
+from diffjax.nets.unet_small import UNetSmall
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+# ---- what a field may be: (its name in messages, its value) -> the value for the module ----------
+
+
+def whole(name: str, value):
+    """A whole number above 0."""
+    if type(value) is not int or value < 1:
+        raise UserError(f"{name} {value!r}: a whole number above 0")
+    return value
+
+
+def count(name: str, value):
+    """A whole number, 0 included."""
+    if type(value) is not int or value < 0:
+        raise UserError(f"{name} {value!r}: a whole number, at least 0")
+    return value
+
+
+def wholes(name: str, value):
+    """One or more whole numbers above 0; lists stand for tuples, as JSON has none."""
+    if isinstance(value, str) or not isinstance(value, list | tuple) or not value:
+        raise UserError(f"{name} {value!r}: a tuple of whole numbers")
+    return tuple(whole(name, v) for v in value)
+
+
+def resolutions(name: str, value):
+    """Whole numbers above 0, perhaps none."""
+    return wholes(name, value) if len(value) else ()
+
+
+def widths(name: str, value):
+    if any(w % 8 for w in wholes(name, value)):
+        raise UserError(f"{name} {tuple(value)}: multiples of 8 (the norm has 8 groups)")
+    return tuple(value)
+
+
+def taps(name: str, value):
+    value = wholes(name, value)
+    if len(value) % 2 or value != value[::-1]:
+        raise UserError(f"{name} {value}: of even length and symmetric, as (1, 3, 3, 1)")
+    return value
+
+
+def rate(name: str, value):
+    if not isinstance(value, int | float) or not 0 <= value < 1:
+        raise UserError(f"{name} {value!r}: must be in [0, 1)")
+    return float(value)
+
+
+def number(name: str, value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise UserError(f"{name} {value!r}: must be above 0")
+    return float(value)
+
+
+def switch(name: str, value):
+    if not isinstance(value, bool):
+        raise UserError(f"{name} {value!r}: True or False")
+    return value
+
+
+def dtype(name: str, value):
+    return choose(value, DTYPES, name)
+
+
+def one_of(*words: str) -> Callable:
+    return lambda name, value: choose(value, dict(zip(words, words)), name)
+
+
+def size(name: str, value):
+    return choose(value, SIZES, name)
+
+
+class Kind(NamedTuple):
+    """One row of KINDS.
+
+    Attributes:
+      module: the linen class; takes channels, num_classes and the fields.
+      fields: {field that the config must have: what it may be}.
+      sharding: (regular expression over a path, PartitionSpec), ....
+      fixed: {attribute: value} that this kind stands for.
+    """
+
+    module: Callable
+    fields: dict[str, Callable]
+    sharding: tuple
+    fixed: dict = {}
+
+
+UNET = {
+    "model_channels": whole,
+    "channel_mult": wholes,
+    "num_blocks": whole,
+    "attn_resolutions": resolutions,
+    "dropout": rate,
+    "augment_dim": count,
+    "dtype": dtype,
+}
+SONG = {
+    **UNET,
+    "channel_mult_emb": whole,
+    "channel_mult_noise": whole,
+    "embedding_type": one_of("positional", "fourier"),
+    "encoder_type": one_of("standard", "skip", "residual"),
+    "decoder_type": one_of("standard", "skip"),
+    "resample_filter": taps,
+}
+DDPMPP = {"embedding_type": "positional", "encoder_type": "standard", "channel_mult_noise": 1}
+NCSNPP = {"embedding_type": "fourier", "encoder_type": "residual", "channel_mult_noise": 2}
+SMALL = {"widths": widths, "patch": whole, "embedding": whole, "dtype": dtype}
+DIT = {"size": size, "patch": whole, "time_scale": number, "scan": switch, "remat": switch}
+
+KINDS = {
+    "unet_small": Kind(UNetSmall, SMALL, unet_small.SHARDING),
+    "ddpmpp": Kind(SongUNet, UNET, edm_blocks.SHARDING, {**DDPMPP, "resample_filter": (1, 1)}),
+    "ncsnpp": Kind(
+        SongUNet, UNET, edm_blocks.SHARDING, {**NCSNPP, "resample_filter": (1, 3, 3, 1)}
+    ),
+    "adm": Kind(DhariwalUNet, UNET, edm_blocks.SHARDING),
+    "song": Kind(SongUNet, SONG, edm_blocks.SHARDING),
+    "dhariwal": Kind(DhariwalUNet, {**UNET, "channel_mult_emb": whole}, edm_blocks.SHARDING),
+    "dit": Kind(DiT, {**DIT, "dtype": dtype}, dit.SHARDING),
+}
 
 
 def make(network, *, channels: int, num_classes: int, shape: tuple[int, int, int]):
     """Returns the linen module that a config's `network` group describes.
 
     Args:
-      network: kind and its fields; lists stand for tuples, as JSON has none.
+      network: kind and its fields (`KINDS`); lists stand for tuples, as JSON has none.
       channels: output channels.
       num_classes: 0 for an unconditional net.
       shape: (height, width, channels) of the input, to refuse what the net cannot divide.
+
+    Raises:
+      UserError: for an unknown kind, a field that is absent or no value for it, or such a shape.
     """
-    for name in ("kind", "widths", "patch", "embedding", "dtype"):
+    kind = _kind(network)
+    fields = {}
+    for name, check in kind.fields.items():
         if name not in network:
             raise UserError(f"config.network lacks the field {name!r}")
-    choose(network.kind, {"unet_small": 0}, "config.network.kind")
-    widths, patch = tuple(network.widths), network.patch
-    whole = lambda n: isinstance(n, int) and n >= 1
-    for name in ("patch", "embedding"):
-        if not whole(network[name]):
-            raise UserError(f"config.network.{name} {network[name]!r}: a whole number above 0")
-    if not widths or not all(whole(w) and w % 8 == 0 for w in widths):
-        raise UserError(f"config.network.widths {widths}: multiples of 8 (the norm has 8 groups)")
-    divisor = patch * 2 ** (len(widths) - 1)
-    if shape[0] % divisor or shape[1] % divisor:
-        raise UserError(
-            f"images of {shape[0]}x{shape[1]} do not divide by {divisor} "
-            f"(config.network.patch {patch} and {len(widths)} levels): set config.data.image_size"
-        )
-    return unet_small.UNetSmall(
-        channels=channels,
-        widths=widths,
-        num_classes=num_classes,
-        patch=patch,
-        embedding=network.embedding,
-        dtype=choose(network.dtype, DTYPES, "config.network.dtype"),
-    )
+        fields[name] = check(f"config.network.{name}", network[name])
+    _check_divisible(fields, shape)
+    _check_groups(fields)
+    if "size" in fields:
+        fields.update(fields.pop("size"))
+    return kind.module(channels=channels, num_classes=num_classes, **fields, **kind.fixed)
 
 
 def sharding(network) -> tuple:
     """Returns the net's rules, (regular expression over a path, PartitionSpec), ...."""
-    return unet_small.SHARDING
+    return _kind(network).sharding
+
+
+def _kind(network) -> Kind:
+    if "kind" not in network:
+        raise UserError("config.network lacks the field 'kind'")
+    return choose(network["kind"], KINDS, "config.network.kind")
+
+
+def _check_divisible(fields: dict, shape) -> None:
+    """Each level halves the picture, and a patch becomes one pixel or token."""
+    levels = len(fields.get("widths", fields.get("channel_mult", (1,))))
+    patch = fields.get("patch", 1)
+    divisor = patch * 2 ** (levels - 1)
+    if shape[0] % divisor or shape[1] % divisor:
+        raise UserError(
+            f"images of {shape[0]}x{shape[1]} do not divide by {divisor} "
+            f"(config.network.patch {patch} and {levels} levels): set config.data.image_size"
+        )
+
+
+def _check_groups(fields: dict) -> None:
+    """EDM's norms have min(32, C // 4) groups, and the decoder's inputs are sums of two widths."""
+    if "model_channels" not in fields:
+        return
+    base, mult = fields["model_channels"], fields["channel_mult"]
+    single = [base, *(base * m for m in mult)]
+    for c in {*single, *(a + b for a, b in zip(single, single[1:])), *(2 * a for a in single)}:
+        if c % 4 or c % min(32, c // 4):
+            raise UserError(
+                f"config.network.model_channels {base} with channel_mult {mult} gives layers of "
+                f"{c} channels, which do not divide into {min(32, c // 4)} groups: use a multiple "
+                "of 32"
+            )

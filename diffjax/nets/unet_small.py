@@ -70,7 +70,8 @@ class UNetSmall(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, c_noise, label=None):
+    def __call__(self, x, c_noise, label=None, augment=None, train: bool = False):
+        """Computes the output. augment and train are ignored: it has no dropout either."""
         chex.assert_rank(x, 4)
         chex.assert_shape(c_noise, x.shape[:1])
         embedding = self._embed(c_noise, label)

@@ -34,9 +34,11 @@ class State(NamedTuple):
     bad_step: jax.Array
 
 
+# kind -> (a config's ema.NAME, batch size) -> rule
 EMA_RULES = {
-    "constant": lambda c: ema_rules.constant(c.decay),
-    "warmup": lambda c: ema_rules.warmup(c.decay),
+    "constant": lambda c, batch: ema_rules.constant(c.decay),
+    "warmup": lambda c, batch: ema_rules.warmup(c.decay),
+    "half_life": lambda c, batch: ema_rules.half_life(c.images, batch, c.ramp),
 }
 
 
@@ -115,7 +117,7 @@ def step_function(system: System, config, feed, mesh: Mesh) -> Callable:
     = a, the batch goes through in a slices whose gradients are averaged.
     """
     tx = make_optimizer(config.optimizer)
-    rules = {name: EMA_RULES[rule.kind](rule) for name, rule in config.ema.items()}
+    rules = {name: EMA_RULES[c.kind](c, config.batch_size) for name, c in config.ema.items()}
     parts = config.accumulate
 
     def loss_and_gradient(params, batch, key):

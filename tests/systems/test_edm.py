@@ -26,7 +26,8 @@ class Affine:
     def lazy_init(self, key, *args):
         return {"params": {"unused": jnp.zeros(())}}
 
-    def apply(self, variables, x, c_noise, label):
+    def apply(self, variables, x, c_noise, label, **training):
+        self.training = training
         self.calls.append((x, c_noise, label))
         shift = jnp.asarray(self.shift, jnp.float32)[label]
         return 0.3 * x + (shift - 0.2 * c_noise)[:, None, None, None]

@@ -1,7 +1,13 @@
 """EDM (Karras et al. 2022, arXiv 2206.00364): an image model, class-conditional where labels are.
 
 Training is equations 7 and 8 with log-normal noise levels, sampling is Algorithm 2; both live in
-`core`. This room adds images, labels and label dropout for classifier-free guidance.
+`core`. This room adds images, their augmentation, labels, and label dropout for classifier-free
+guidance.
+
+Two things differ from the released training loop. The loss is the mean over pixels and not their
+sum: Adam does not see the factor if its eps is divided by it too, as `configs/edm_cifar10.py` does.
+And the original sets gradients that are not finite to numbers; here such a step ends the run
+(`run/update.py`).
 """
 
 import dataclasses
@@ -13,7 +19,7 @@ import numpy as np
 
 from diffjax import nets
 from diffjax.core import denoisers, grids, guidance, objectives, processes, samplers
-from diffjax.data import sources
+from diffjax.data import augment, sources
 from diffjax.errors import UserError, choose, did_you_mean
 from diffjax.metrics import report
 from diffjax.run import cli, pictures
@@ -38,6 +44,8 @@ class Request:
     churn: float = _field(0.0, "S_churn of Algorithm 2 (heun and euler)")
     eta: float = _field(0.0, "0 deterministic .. 1 ancestral (ddim, dpmpp)")
 
+
+ASIDE = 2**32 - 1  # a stream of randomness above every row and every split
 
 SAMPLERS = ("heun", "euler", "ddim", "ancestral", "dpmpp", "dpmpp_sde", "unipc")
 FIELDS = {
@@ -81,6 +89,7 @@ def make(config, assets: dict | None = None) -> System:
     coefficients = denoisers.edm_coefficients(settings.sigma_data)
     if not 0 <= settings.label_dropout < 1:
         raise UserError("config.diffusion.label_dropout must be in [0, 1)")
+    pipe = _pipe(config)
     if settings.sigma_data <= 0 or settings.p_std <= 0:
         raise UserError("config.diffusion.sigma_data and p_std must be above 0")
 
@@ -89,31 +98,42 @@ def make(config, assets: dict | None = None) -> System:
         inputs = ((1, *shape), jnp.float32), ((1,), jnp.float32), ((1,), jnp.int32)
         return net.lazy_init(key, *(struct(*i) for i in inputs))["params"]
 
-    def estimate(params, x, ratio, label):
+    def estimate(params, x, ratio, label, **training):
         """D(x; sigma): x [B, H, W, C], ratio broadcasting against x, label int32 [B]."""
 
         def network(x, c_noise, label):
             c_noise = jnp.broadcast_to(c_noise.reshape(-1), x.shape[:1])
-            return net.apply({"params": params}, x, c_noise, label)
+            return net.apply({"params": params}, x, c_noise, label, **training)
 
         return denoisers.preconditioned(network, coefficients)(x, ratio, label)
 
-    def denoiser(params, x, t, label):
-        return denoisers.on(process, lambda x, ratio: estimate(params, x, ratio, label))(x, t)
+    def denoiser(params, x, t, label, **training):
+        on_edm = lambda x, ratio: estimate(params, x, ratio, label, **training)
+        return denoisers.on(process, on_edm)(x, t)
 
     def loss(params, batch, key):
-        keys = jax.vmap(lambda row: jax.random.split(jax.random.fold_in(key, row), 3))(batch["row"])
+        rows = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
+        keys = jax.vmap(lambda k: jax.random.split(k, 3))(rows)
         draw = jax.vmap(lambda k: jax.random.normal(k, (1, 1, 1)))(keys[:, 0])
         n = jax.vmap(lambda k: jax.random.normal(k, shape))(keys[:, 1])
         label = batch.get("label", jnp.zeros_like(batch["row"]))
         if null:
             dropped = jax.vmap(jax.random.uniform)(keys[:, 2]) < settings.label_dropout
             label = jnp.where(dropped, null, label)
+        x0, moved = to_float(batch["image"]), None
+        if pipe:
+            x0, moved = augment.augment(
+                jax.vmap(lambda k: jax.random.fold_in(k, ASIDE))(rows), x0, pipe
+            )
+        # One key for all rows, as masks of one draw are cheapest; it differs between the slices of
+        # config.accumulate, whose first rows differ.
+        dropout = jax.random.fold_in(jax.random.fold_in(key, ASIDE), batch["row"][0])
+        training = {"augment": moved, "train": True, "rngs": {"dropout": dropout}}
         error = objectives.loss(
             objective,
             process,
-            lambda x, t: denoiser(params, x, t, label),
-            to_float(batch["image"]),
+            lambda x, t: denoiser(params, x, t, label, **training),
+            x0,
             objective.time(draw),
             n,
         )
@@ -173,6 +193,24 @@ def make(config, assets: dict | None = None) -> System:
         process=process,
         denoiser=denoiser,
     )
+
+
+def _pipe(config) -> augment.Pipe | None:
+    """The augmentation that config.augment asks for; None where its probability is 0."""
+    if "augment" not in config:  # runs from before the field
+        return None
+    cli.require(config, {"augment.probability": float})
+    pipe = augment.Pipe(config.augment.probability)
+    if not 0 <= pipe.probability <= 1:
+        raise UserError(f"config.augment.probability {pipe.probability}: must be in [0, 1]")
+    # A network that cannot be told of the transformation learns to draw transformed pictures.
+    told = config.network.get("augment_dim", pipe.label_dim)
+    if pipe.probability and told != pipe.label_dim:
+        raise UserError(
+            f"config.network.augment_dim {told}: must be {pipe.label_dim} where "
+            "config.augment.probability is above 0"
+        )
+    return pipe if pipe.probability else None
 
 
 def _default_request(config) -> Request:
