@@ -144,7 +144,7 @@ TABLE = [
     ("patch", "train", "config.network.patch", lambda p: p.train("--config.network.patch=0")),
     ("ema kind", "train", "config.ema.ema.kind 'warm'.*did you mean 'warmup'",
      lambda p: p.train("--config.ema.ema.kind=warm")),
-    ("ema decay", "train", "config.ema.ema.decay 1.5",
+    ("ema decay", "train", "config.ema.ema: .*decay 1.5",
      lambda p: p.train("--config.ema.ema.decay=1.5")),
     ("schedule", "train", "config.optimizer.schedule 'cos'",
      lambda p: p.train("--config.optimizer.schedule=cos")),

@@ -107,8 +107,17 @@ def on_one_device(root, *words, cwd):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("last", [4, 400])
+def test_steps_are_profiled(tmp_path, tiny_config, last):
+    # Also where the run ends before the last step to record.
+    argv = [*tiny_config, "--profile_steps", f"2:{last}", "--workdir", str(tmp_path / "run")]
+    assert train.main(argv) == 0
+    assert [p for p in (tmp_path / "run" / "profile").rglob("*.xplane.pb") if p.stat().st_size]
+
+
+@pytest.mark.slow
 def test_default_config_counts_its_parameters(root, tmp_path):
-    done = on_one_device(root, root / "train.py", "--dry_run", cwd=tmp_path)
+    done = on_one_device(root, root / "train.py", "--dry_run", "--deterministic", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^parameters  1,009,292$", done.stdout, re.M)
     assert re.search(r"^batch       32 .* 2400 steps$", done.stdout, re.M)

@@ -35,11 +35,27 @@ class State(NamedTuple):
 
 
 # kind -> (a config's ema.NAME, batch size) -> rule
+# kind: (its fields in config.ema.NAME, (those, the global batch) -> core's rule)
 EMA_RULES = {
-    "constant": lambda c, batch: ema_rules.constant(c.decay),
-    "warmup": lambda c, batch: ema_rules.warmup(c.decay),
-    "half_life": lambda c, batch: ema_rules.half_life(c.images, batch, c.ramp),
+    "constant": ({"decay": float}, lambda c, batch: ema_rules.constant(c.decay)),
+    "warmup": ({"decay": float}, lambda c, batch: ema_rules.warmup(c.decay)),
+    "half_life": (
+        {"images": float, "ramp": float},
+        lambda c, batch: ema_rules.half_life(c.images, batch, c.ramp),
+    ),
 }
+
+
+def ema_rule(name: str, fields, batch_size: int) -> Callable:
+    """Returns core's rule for config.ema.NAME; `UserError` where its fields make none."""
+    where = f"config.ema.{name}"
+    cli.require(fields, {"kind": str}, where)
+    wanted, make = choose(fields.kind, EMA_RULES, f"{where}.kind")
+    cli.require(fields, wanted, where)
+    try:
+        return make(fields, batch_size)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def learning_rate(optimizer, step, progress):
@@ -77,11 +93,8 @@ def _create(system: System, config, key) -> State:
 
 def state_shapes(system: System, config, mesh: Mesh) -> tuple[State, State]:
     """Returns the state as ShapeDtypeStructs with shardings, and the tree of the shardings."""
-    for name, rule in config.ema.items():
-        cli.require(rule, {"kind": str, "decay": float}, f"config.ema.{name}")
-        choose(rule.kind, EMA_RULES, f"config.ema.{name}.kind")
-        if not 0 <= rule.decay < 1:
-            raise UserError(f"config.ema.{name}.decay {rule.decay}: must be in [0, 1)")
+    for name, fields in config.ema.items():
+        ema_rule(name, fields, config.batch_size)
     shapes = jax.eval_shape(lambda k: _create(system, config, k), jax.random.key(0))
     shardings = meshes.tree_shardings(shapes, system.sharding, mesh)
     place = lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h)
@@ -117,7 +130,7 @@ def step_function(system: System, config, feed, mesh: Mesh) -> Callable:
     = a, the batch goes through in a slices whose gradients are averaged.
     """
     tx = make_optimizer(config.optimizer)
-    rules = {name: EMA_RULES[c.kind](c, config.batch_size) for name, c in config.ema.items()}
+    rules = {name: ema_rule(name, c, config.batch_size) for name, c in config.ema.items()}
     parts = config.accumulate
 
     def loss_and_gradient(params, batch, key):

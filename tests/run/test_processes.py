@@ -153,5 +153,7 @@ def test_a_mistake_ends_both(pair, tiny_config, tmp_path, trained):
     run = shutil.copytree(trained, tmp_path / "run")
     argv = [*tiny_config, "--config.seed=3", "--workdir", str(run)]
     assert [p.wait() for p in pair(argv)] == [2, 2]
-    for log in tmp_path.glob("*.log"):
-        assert re.search(r"^error: .*seed 0 -> 3", log.read_text(), re.M)
+    # Only the first reads the run directory.
+    first, second = ((tmp_path / f"process_{i}.log").read_text() for i in range(2))
+    assert re.search(r"^error: .*seed 0 -> 3", first, re.M)
+    assert re.search(r"^error: process 0 cannot use .*run", second, re.M)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import signal
 
 import jax
@@ -15,6 +16,7 @@ from diffjax.data.base import LazySource
 from diffjax.run import loop, sampling
 from diffjax.run.checkpoints import Checkpoints, cut_jsonl
 from diffjax.run.logs import read_metrics
+from diffjax.run.processes import Signals
 from diffjax.weights import trees
 
 ALL = [1, 2, 3, 4, 5, 6]
@@ -136,6 +138,15 @@ def test_streamed_data_resume_too(
     assert train.main([*argv, "--workdir", str(pieces)]) == 0
     same_bits(read_state(pieces), read_state(whole))
     assert losses(pieces) == losses(whole)
+
+
+def test_a_second_signal_leaves_at_once():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), Signals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.got == 15
+        os.kill(os.getpid(), signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_metrics_after_a_step_are_cut(tmp_path):

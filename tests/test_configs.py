@@ -1,0 +1,46 @@
+"""Every config in configs/ makes a system, a state and a step, without its data or its memory."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from diffjax import systems
+from diffjax.run import cli, loop, update
+from diffjax.run import mesh as meshes
+
+CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
+SIZES = {"edm_cifar10": 32, "edm_ffhq64": 64, "edm_imagenet64": 64, "images": 64}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_a_config_makes_a_state(path):
+    config = cli.load_config(str(path))
+    size = SIZES.get(path.stem, 24)
+    if not config.data.path:
+        config.data.path = "somewhere"
+    config.mesh.data = 1
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), meshes.AXES)
+    about = {"image_shape": [size, size, 3], "class_names": ["a", "b"], "fingerprint": ""}
+    system = systems.make(config, {"data": about})
+    loop.check_config(config)
+    update.check_batch(config, mesh)
+    loop.check_request(system, system.request, config.num_samples)
+    state, shardings = update.state_shapes(system, config, mesh)
+    assert jax.tree.structure(state) == jax.tree.structure(shardings)
+    # The step is traced, not compiled: what it returns has the state's own shapes.
+    rows = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), np.uint8)
+    labels = jax.ShapeDtypeStruct((config.batch_size,), np.int32)
+    step = update.step_function(system, config, Passed, mesh)
+    after, metrics = jax.eval_shape(step, state, {"image": rows, "label": labels}, np.float32(0))
+    assert [a.shape for a in jax.tree.leaves(after)] == [a.shape for a in jax.tree.leaves(state)]
+    assert {"loss", "grad_norm", "learning_rate"} <= set(metrics)
+
+
+class Passed:
+    """A feed whose batch is what it is fed."""
+
+    @staticmethod
+    def take(fed, key, step):
+        return fed
