@@ -11,10 +11,13 @@ import pytest
 from PIL import Image
 
 import train
+from diffjax import systems
 from diffjax.data import sources
 from diffjax.data.base import LazySource
-from diffjax.run import loop, sampling
+from diffjax.run import mesh as meshes
+from diffjax.run import sampling
 from diffjax.run.checkpoints import Checkpoints, cut_jsonl
+from diffjax.run.feed import make_feed
 from diffjax.run.logs import read_metrics
 from diffjax.run.processes import Signals
 from diffjax.weights import trees
@@ -108,6 +111,23 @@ def folder_data(tmp_path, tiny_arrays, monkeypatch):
     return tmp_path / "pictures"
 
 
+@pytest.mark.parametrize("balanced", [True, False])
+def test_streamed_batches_begin_anywhere(folder_data, make_config, balanced):
+    config = make_config(f"data.path={folder_data}", f"data.balanced={balanced}")
+    mesh = meshes.make_mesh(config.mesh)
+    feed = make_feed(systems.make(config), config, mesh)
+    whole = [next_batch for _, next_batch in zip(range(8), feed.start(0), strict=False)]
+    for step in 3, 7:
+        batch = next(feed.start(step))
+        for name, shape in feed.shapes.items():
+            assert batch[name].sharding == shape.sharding and batch[name].shape == shape.shape
+            np.testing.assert_array_equal(batch[name], whole[step][name])
+    images = np.concatenate([batch["image"] for batch in whole[:5]])
+    if not balanced:  # five batches of eight: each of the forty pictures once
+        assert len({image.tobytes() for image in images}) == 40
+
+
+@pytest.mark.slow
 def test_streamed_data_resume_too(
     tmp_path, tiny_config, folder_data, stopped_at, monkeypatch, read_state, same_bits
 ):
@@ -118,7 +138,7 @@ def test_streamed_data_resume_too(
     def copied(self, state, meta):
         leaves = jax.tree_util.tree_leaves_with_path(state)
         saved[int(state.step)] = {
-            loop.meshes.path_name(path): np.array(leaf, copy=True) for path, leaf in leaves
+            meshes.path_name(path): np.array(leaf, copy=True) for path, leaf in leaves
         }
         save(self, state, meta)
 

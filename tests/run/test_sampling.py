@@ -46,7 +46,7 @@ def sixteen(make):
     return make(num=16, batch=16)
 
 
-@pytest.mark.parametrize("num, batch", [(16, 3), (5, 8), (3, 1), (16, 8)])
+@pytest.mark.parametrize("num, batch", [(16, 8), (5, 3), (3, 1)])
 def test_sample_does_not_depend_on_its_batch(make, sixteen, num, batch):
     got = make(num=num, batch=batch)
     assert got["image"].shape == (num, 8, 8, 3) and got["image"].dtype == np.uint8

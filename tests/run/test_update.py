@@ -138,6 +138,19 @@ def test_two_averages_side_by_side(line, run, data, make_config):
     np.testing.assert_array_equal(states[-1].ema["slow"]["w"], alone[-1].ema["ema"]["w"])
 
 
+def test_half_life_average(run, data, make_config):
+    # EDM's: the weight of the past halves in `images` images, or in `ramp` of those seen so far.
+    config = make_config().copy_and_resolve_references()
+    config.unlock()
+    config.ema = {"half": {"kind": "half_life", "images": 20.0, "ramp": 0.5}}
+    states, _ = run(config, data)
+    ema = states[0].params["w"].astype(np.float64)
+    for seen, state in zip(range(0, STEPS * BATCH, BATCH), states[1:], strict=True):
+        beta = 0.5 ** (BATCH / min(20.0, 0.5 * seen)) if seen else 0.0
+        ema = beta * ema + (1 - beta) * state.params["w"]
+    np.testing.assert_allclose(states[-1].ema["half"]["w"], ema, rtol=1e-5)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_freezes_the_state(run, data, make_config, bad):
     data = data.copy()
