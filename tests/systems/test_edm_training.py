@@ -124,6 +124,6 @@ def test_configs_are_table_7(name, root):
     at = lambda seen: float(update.learning_rate(config.optimizer, seen // batch, 0.0))
     assert at(5_000_000) == pytest.approx(rate / 2, rel=2e-3)
     assert at(10_000_000) == at(100_000_000) == pytest.approx(rate)
-    rule = update.EMA_RULES["half_life"](config.ema.ema, batch)
+    rule = update.ema_rule("ema", config.ema.ema, batch)
     half_life = 50e6 if "imagenet" in name else 0.5e6
     assert rule(1_500_000_000 // batch) == ema.half_life(half_life, batch)(1_500_000_000 // batch)
