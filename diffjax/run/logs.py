@@ -130,6 +130,7 @@ class Profile:
 
     def __init__(self, workdir: Path, steps: tuple[int, int] | None):
         self._folder, self._steps, self._on = str(workdir / "profile"), steps, False
+        self.missed = steps is not None  # until the first step of the range is reached
 
     def __enter__(self):
         return self
@@ -138,7 +139,7 @@ class Profile:
         """Call before each step, with the number of steps done since the start."""
         if self._steps and step == self._steps[0]:
             jax.profiler.start_trace(self._folder)
-            self._on = True
+            self._on, self.missed = True, False
 
     def after(self, step: int, results) -> None:
         """Call after each step, with something that it computed, to wait for."""

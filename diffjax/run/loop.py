@@ -172,6 +172,9 @@ def train(
             if saving or step % config.sample_every == 0:
                 log.restart(step)  # the rate is of training alone
 
+    if profiler.missed:
+        log.say(f"{workdir}: --profile_steps {profile[0]}:{profile[1]} was not reached")
+
     # ---- leave: saved, and at the end with a picture ------------------------------------------
     finished = progress() >= 1
     if int(state.bad_step) >= 0:
