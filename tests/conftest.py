@@ -17,11 +17,11 @@ os.environ["XLA_FLAGS"] = " ".join([given, *(f for f in FLAGS if f.split("=")[0]
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _cache = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # Many tests compile the same few programs; none should depend on a former session's.
+    # Many tests compile the same few programs; none should depend on an earlier run's.
     _cache = tempfile.TemporaryDirectory(prefix="diffjax_test_xla_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-# What evaluate keeps of reference sets must not come from an earlier session's code. Matplotlib's
+# What evaluate keeps of reference sets must not come from an earlier run's code. Matplotlib's
 # list of fonts, which takes seconds to make, may.
 _home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 os.environ.setdefault("MPLCONFIGDIR", str(_home / "matplotlib"))
