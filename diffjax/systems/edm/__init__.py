@@ -269,9 +269,6 @@ def _checked(assets: dict) -> dict:
 
 def _check(request: Request) -> None:
     choose(request.sampler, dict.fromkeys(SAMPLERS), "--sampler")
-    for name, value in vars(request).items():
-        if isinstance(value, float) and not np.isfinite(value):
-            raise UserError(f"--{name} {value}: must be a finite number")
     if request.steps < 1 or request.steps > 10_000:
         raise UserError(f"--steps {request.steps}: must be from 1 to 10000")
     if not 0 < request.sigma_min < request.sigma_max:
