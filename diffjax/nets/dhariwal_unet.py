@@ -63,7 +63,7 @@ class DhariwalUNet(nn.Module):
         embedding = self._embed(c_noise, label, augment)
         skips = Encoder(*topology, name="enc")(x.astype(self.dtype), embedding, train)
         x = Decoder(*topology, name="dec")(skips, embedding, train)
-        x = nn.silu(group_norm(x, style.eps, self.dtype, "out_norm"))
+        x = nn.silu(group_norm(x.shape[-1], style.eps, self.dtype, "out_norm")(x))
         return style.conv(self.channels, "out_conv", initial=nothing)(x).astype(jnp.float32)
 
     def _embed(self, c_noise, label, augment):
@@ -130,7 +130,6 @@ class Decoder(nn.Module):
                 r = 2 * x.shape[1]
                 x = UNetBlock(c, self.style, "up", name=f"{r}x{r}_up")(x, embedding, train)
             for i in range(self.num_blocks + 1):
-                x = jnp.concatenate([x, skips.pop()], -1)
                 block = UNetBlock(
                     self.widths[level],
                     self.style,
@@ -138,5 +137,5 @@ class Decoder(nn.Module):
                     r in self.attn_resolutions,
                     name=f"{r}x{r}_block{i}",
                 )
-                x = block(x, embedding, train)
+                x = block((x, skips.pop()), embedding, train)
         return x

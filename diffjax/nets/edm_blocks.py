@@ -19,6 +19,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from diffjax.nets.attention import attend
+from diffjax.nets.group_norm import GroupNorm
 
 # Output channels over `tensor`, input channels over `fsdp`.
 SHARDING = (
@@ -80,7 +81,8 @@ class Linear(nn.Module):
 class Conv(nn.Module):
     """A convolution with zero padding that keeps the size, and optional resampling by 2.
 
-    x [B, H, W, in] -> [B, H, W, features] in `dtype`, or with H and W halved or doubled.
+    x [B, H, W, in] -> [B, H, W, features] in `dtype`, or with H and W halved or doubled. A tuple
+    of tensors stands for their concatenation: each meets its part of the kernel, none is copied.
 
     Attributes:
       size: side of the kernel, odd.
@@ -103,14 +105,24 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        area, pad = self.size**2, self.size // 2
-        kernel_init, bias_init = self.initial(area * x.shape[-1], area * self.features)
-        shape = (self.size, self.size, x.shape[-1], self.features)
+        parts = x if isinstance(x, tuple) else (x,)
+        area, width = self.size**2, sum(part.shape[-1] for part in parts)
+        kernel_init, bias_init = self.initial(area * width, area * self.features)
+        shape = (self.size, self.size, width, self.features)
         kernel = self.param("kernel", kernel_init, shape, jnp.float32)
         bias = self.param("bias", bias_init, (self.features,))
         if self.interleaved > 1:
             apart = lambda a: a.reshape(*a.shape[:-1], -1, self.interleaved).swapaxes(-1, -2)
             kernel, bias = (apart(a).reshape(a.shape) for a in (kernel, bias))
+        x, start = 0, 0
+        for part in parts:
+            stop = start + part.shape[-1]
+            x, start = x + self._convolve(part, kernel[:, :, start:stop]), stop
+        x = x + bias.astype(self.dtype)
+        return tuple(jnp.split(x, self.interleaved, -1)) if self.interleaved > 1 else x
+
+    def _convolve(self, x, kernel):
+        pad = self.size // 2
         # A 1x1 convolution and a resampling commute: the convolution goes where pixels are few.
         late = self.size == 1 and self.resample == "up"
         if self.resample and not self.fused and not late:
@@ -126,10 +138,7 @@ class Conv(nn.Module):
         )
         if self.fused:
             x = downsample(x, self.taps, pad=0)
-        if late:
-            x = upsample(x, self.taps)
-        x = x + bias.astype(self.dtype)
-        return tuple(jnp.split(x, self.interleaved, -1)) if self.interleaved > 1 else x
+        return upsample(x, self.taps) if late else x
 
 
 class Resample(nn.Module):
@@ -186,10 +195,9 @@ def upsample(x: jax.Array, taps: tuple[int, ...]) -> jax.Array:
     return x
 
 
-def group_norm(x: jax.Array, eps: float, dtype, name: str) -> jax.Array:
-    """Group normalisation with min(32, C // 4) groups; statistics in float32."""
-    groups = min(32, x.shape[-1] // 4)
-    return nn.GroupNorm(groups, epsilon=eps, dtype=dtype, name=name)(x)
+def group_norm(channels: int, eps: float, dtype, name: str) -> GroupNorm:
+    """Group normalisation of `channels` with min(32, channels // 4) groups."""
+    return GroupNorm(min(32, channels // 4), eps, dtype, name=name)
 
 
 class PositionalEmbedding(nn.Module):
@@ -283,8 +291,9 @@ class Style:
 class UNetBlock(nn.Module):
     """Two 3x3 convolutions with the embedding between them, a skip, then maybe attention.
 
-    x [B, H, W, C], embedding float32 [B, E] -> [B, H', W', channels] in the style's dtype.
-    Dropout, in training only, is on the input of the second convolution.
+    x [B, H, W, C], embedding float32 [B, E] -> [B, H', W', channels] in the style's dtype. x may
+    be a tuple of tensors, which stands for their concatenation. Dropout, in training only, is on
+    the input of the second convolution.
     """
 
     channels: int
@@ -294,29 +303,30 @@ class UNetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, embedding, train: bool):
-        s, before = self.style, x
-        norm = lambda x, name: group_norm(x, s.eps, s.dtype, name)
-        x = nn.silu(norm(x, "norm0"))
+        s, skip = self.style, x
+        norm = lambda width, name: group_norm(width, s.eps, s.dtype, name)
+        width = sum(part.shape[-1] for part in x) if isinstance(x, tuple) else x.shape[-1]
+        x = nn.silu(norm(width, "norm0")(x))
         x = s.conv(self.channels, "conv0", resample=self.resample)(x)
-        width = self.channels * (2 if s.adaptive_scale else 1)
-        p = Linear(width, s.initial, name="affine")(embedding)[:, None, None].astype(s.dtype)
+        told = Linear(self.channels * (1 + s.adaptive_scale), s.initial, name="affine")(embedding)
         if s.adaptive_scale:
-            scale, shift = jnp.split(p, 2, -1)
-            x = nn.silu(shift + norm(x, "norm1") * (scale + 1))
+            x = norm(self.channels, "norm1")(x, after=jnp.split(told, 2, -1))
         else:
-            x = nn.silu(norm(x + p, "norm1"))
-        x = nn.Dropout(s.dropout)(x, deterministic=not train)
+            x = norm(self.channels, "norm1")(x, before=told)
+        x = nn.Dropout(s.dropout)(nn.silu(x), deterministic=not train)
         x = s.conv(self.channels, "conv1", initial=s.initial_last)(x)
-        x = (x + self._skip(before)) * s.skip_scale
+        x = (x + self._skip(skip, width)) * s.skip_scale
         heads = self.channels // s.head_channels if s.head_channels else 1
         if not self.attention or not heads:
             return x
         b, h, w, c = x.shape
-        qkv = s.conv(3 * c, "qkv", size=1, initial=s.initial_qkv, interleaved=3)(norm(x, "norm2"))
+        qkv = s.conv(3 * c, "qkv", size=1, initial=s.initial_qkv, interleaved=3)
+        qkv = qkv(norm(c, "norm2")(x))
         a = attend(*(part.reshape(b, h * w, heads, -1) for part in qkv)).reshape(x.shape)
         return (s.conv(c, "proj", size=1, initial=s.initial_last)(a) + x) * s.skip_scale
 
-    def _skip(self, x):
-        if x.shape[-1] != self.channels or (self.resample and self.style.resample_proj):
+    def _skip(self, x, width):
+        if width != self.channels or (self.resample and self.style.resample_proj):
             return self.style.conv(self.channels, "skip", size=1, resample=self.resample)(x)
+        x = jnp.concatenate(x, -1) if isinstance(x, tuple) else x
         return resample(x, self.resample, self.style.taps) if self.resample else x

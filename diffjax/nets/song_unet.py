@@ -193,13 +193,14 @@ class Decoder(nn.Module):
                 x = UNetBlock(c, s, "up", name=f"{r}x{r}_up")(x, embedding, train)
             for i in range(self.num_blocks + 1):
                 attention = i == self.num_blocks and r in self.attn_resolutions
-                x = jnp.concatenate([x, skips.pop()], -1)
                 block = UNetBlock(width, s, "", attention, name=f"{r}x{r}_block{i}")
-                x = block(x, embedding, train)
+                x = block((x, skips.pop()), embedding, train)
             if self.kind == "skip" or level == 0:
                 if aux is not None:
                     aux = Resample("up", s.taps, name=f"{r}x{r}_aux_up")(aux)
-                out = nn.silu(group_norm(x, s.eps, s.dtype, f"{r}x{r}_aux_norm"))
-                out = s.conv(self.channels, f"{r}x{r}_aux_conv", initial=s.initial_last)(out)
+                out = nn.silu(group_norm(x.shape[-1], s.eps, s.dtype, f"{r}x{r}_aux_norm")(x))
+                out = s.conv(self.channels, f"{r}x{r}_aux_conv", initial=s.initial_last)(
+                    nn.silu(out)
+                )
                 aux = out if aux is None else aux + out
         return aux
