@@ -185,6 +185,23 @@ def test_every_public_module_is_in_the_reference():
                 assert f"diffjax.{room}.{path.stem}" in named, short(path)
 
 
+CITATION = re.compile(r"([A-Z][\w-]+ (?:et al\.|& [A-Z]\w+)),? \(?((?:19|20)\d\d[a-z]?)")
+
+
+def test_every_citation_is_in_the_bibliography():
+    text = (DOCS / "bibliography.md").read_text()
+    known = re.findall(r"^\| ([^|]*?\d{4}[a-z]?)\*? \|", text, re.MULTILINE)
+    assert len(known) == len(set(known)) > 30
+    source = [
+        *PAGES,
+        *(p for d in ("diffjax", "configs", "benchmarks") for p in (ROOT / d).rglob("*.py")),
+    ]
+    for path in source:
+        flat = re.sub(r"\s*\n[\s#]*", " ", path.read_text())
+        for names, year in CITATION.findall(flat):
+            assert f"{names} {year}" in known, f"{short(path)}: {names} {year}"
+
+
 def test_nothing_names_this_machine():
     """No absolute path, and no host of a package registry, in what a reader sees."""
     files = [*PAGES, *(ROOT / ".ci").glob("*"), ROOT / "mkdocs.yml", ROOT / "NOTICE"]

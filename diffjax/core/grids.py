@@ -60,8 +60,8 @@ def exponential(
 ) -> np.ndarray:
     """[n + 1] float64: evenly spaced in ln sigma, then 0; `karras` for its rho -> infinity.
 
-    Also EDM Table 1's steps for "VE" (Song et al. 2021). With rho, ln sigma goes by the ramp from 1
-    to 0 to that power: k-diffusion's "polyexponential". Raises UserError as `karras`.
+    Also EDM Table 1's steps for "VE" (Song et al. 2021b). With rho, ln sigma goes by the ramp from
+    1 to 0 to that power: k-diffusion's "polyexponential". Raises UserError as `karras`.
     """
     _checked("exponential", n, sigma_min, sigma_max)
     ramp = 1 - (1 - _ramp(n)) ** rho
@@ -121,7 +121,7 @@ def spaced(steps: int, spec: str | list[int]) -> list[int]:
 
     Two spellings:
       "ddimN"       0, k, 2k, ... with the smallest stride k that gives exactly N indices (DDIM,
-                    Song, Meng & Ermon 2021). The last index is usually not among them.
+                    Song et al. 2021a). The last index is usually not among them.
       "10,15,20"    (or the list) that many from each of as many equal sections, both ends of a
                     section included; the first sections are one longer where it does not divide.
                     "50" is 50 over everything. Python's rounding, half to even, of a stride that

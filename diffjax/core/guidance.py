@@ -70,7 +70,7 @@ def rescaled(guided, like, phi: float) -> jax.Array:
 def autoguidance(main: Callable, guide: Callable, scale, interval: tuple | None = None) -> Callable:
     """D_guide + w (D_main - D_guide): away from what a worse version of the model would do.
 
-    Karras et al. 2024 ("Guiding a diffusion model with a bad version of itself"). The guide is the
+    Karras et al. 2024a ("Guiding a diffusion model with a bad version of itself"). The guide is the
     same model with fewer parameters or less training, told the same condition; so quality improves
     without the loss of variety that `cfg` brings. Arguments as `cfg`. Together with it:
     cfg(autoguidance(main, guide, 2.0), uncond, 1.5).

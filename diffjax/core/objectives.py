@@ -100,7 +100,7 @@ def edm(p_mean: float = -1.2, p_std: float = 1.2, sigma_data: float = 0.5) -> Ob
 def vp(beta_d: float = 19.9, beta_min: float = 0.1, eps_t: float = 1e-5) -> Objective:
     """VP, for `processes.vp`: t uniform in (eps_t, 1], w = 1/ratio^2, an unweighted eps loss.
 
-    Song et al. 2021; EDM Table 1, "VP".
+    Song et al. 2021b; EDM Table 1, "VP".
     """
     return Objective(
         time=lambda u: 1 + u * (eps_t - 1),
@@ -112,7 +112,7 @@ def vp(beta_d: float = 19.9, beta_min: float = 0.1, eps_t: float = 1e-5) -> Obje
 def ve(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Objective:
     """VE, for `processes.ve`: ln sigma uniform in the range, t = sigma^2, w = 1/sigma^2.
 
-    Song et al. 2021; EDM Table 1, "VE".
+    Song et al. 2021b; EDM Table 1, "VE".
     """
     return Objective(
         time=lambda u: (sigma_min * (sigma_max / sigma_min) ** u) ** 2,

@@ -5,8 +5,8 @@ a sampler steps, what a loss weighs) is written with the level (alpha, sigma) th
 new process is one constructor below.
 
     edm       x = x0 + t n                              Karras et al. 2022, Table 1, last column
-    ve        x = x0 + sqrt(t) n                        Song et al. 2021, "variance exploding"
-    vp        x = e^{-B/2} x0 + sqrt(1 - e^{-B}) n      Song et al. 2021; B is quadratic in t
+    ve        x = x0 + sqrt(t) n                        Song et al. 2021b, "variance exploding"
+    vp        x = e^{-B/2} x0 + sqrt(1 - e^{-B}) n      Song et al. 2021b; B is quadratic in t
     flow      x = (1 - t) x0 + t n                      Liu et al. 2023; Lipman et al. 2023
     discrete  x = sqrt(abar_t) x0 + sqrt(1 - abar_t) n  Ho et al. 2020; t = 1..T and 0 = clean
     scaled    x = s(t) (x of another process)           Karras et al. 2022, Table 1: their s(t)
@@ -90,7 +90,7 @@ class Process:
         """dx/dt along the path of `perturb` through x, with x0 and n held fixed: A' x0 + sigma' n.
 
         With x0 = E[x0 | x_t] this is the right-hand side of the probability-flow ODE (Song et al.
-        2021, eq. 13; Karras et al. 2022, eq. 4) of every process: for edm (x - x0)/t, for flow
+        2021b, eq. 13; Karras et al. 2022, eq. 4) of every process: for edm (x - x0)/t, for flow
         n - x0. The derivative comes from forward-mode differentiation of the schedule: none is
         written by hand, and nothing divides by alpha. Needs sigma > 0.
         """
@@ -111,7 +111,7 @@ def edm() -> Process:
 
 
 def ve() -> Process:
-    """x_t = x0 + sqrt(t) n: time is the variance. Song et al. 2021; EDM Table 1, "VE"."""
+    """x_t = x0 + sqrt(t) n: time is the variance. Song et al. 2021b; EDM Table 1, "VE"."""
     return Process(
         alpha=lambda t: _numpy(t).ones_like(t),
         sigma=lambda t: _numpy(t).sqrt(t),
@@ -122,7 +122,7 @@ def ve() -> Process:
 def vp(beta_d: float = 19.9, beta_min: float = 0.1) -> Process:
     """alpha^2 + sigma^2 = 1 with -2 ln alpha = B(t) = beta_d t^2/2 + beta_min t, t in [0, 1].
 
-    The ratio sigma/alpha is sqrt(e^B - 1). Song et al. 2021 ("variance preserving", appendix C);
+    The ratio sigma/alpha is sqrt(e^B - 1). Song et al. 2021b ("variance preserving", appendix C);
     EDM Table 1, "VP". The defaults are theirs: ratio(1) = 152.17.
     """
     integral = lambda t: beta_d * t**2 / 2 + beta_min * t

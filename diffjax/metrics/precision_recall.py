@@ -1,6 +1,6 @@
 """Precision, recall and realism from k-nearest-neighbour balls.
 
-Kynkaanniemi et al. 2019, "Improved Precision and Recall Metric for Assessing Generative Models",
+Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric for Assessing Generative Models",
 equations 1-3. A set's manifold is the union of balls about its points, each reaching the point's
 k-th neighbour in that set. Precision is the share of generated points inside the real manifold,
 recall the share of real points inside the generated one. Both grow with k and fall as the sets

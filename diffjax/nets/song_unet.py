@@ -1,4 +1,4 @@
-"""DDPM++ and NCSN++ (Song et al. 2021, arXiv 2011.13456) as reimplemented and retrained by EDM.
+"""DDPM++ and NCSN++ (Song et al. 2021b, arXiv 2011.13456) as reimplemented and retrained by EDM.
 
 Karras et al. 2022, appendix F.2 and Table 7. DDPM++ is positional embedding, standard encoder and
 filter [1, 1]; NCSN++ is Fourier embedding of double width, residual encoder and filter

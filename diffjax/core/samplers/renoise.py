@@ -29,7 +29,7 @@ def ddim(
         x0 = denoise(x, t);   n = (x - A x0)/sigma
         x' = A' x0 + sqrt(sigma'^2 - delta^2) n + std z
 
-    Song, Meng & Ermon 2021, eq. 12, for any A. If x0 and n are right, x' has the right marginal for
+    Song et al. 2021a, eq. 12, for any A. If x0 and n are right, x' has the right marginal for
     every delta between 0 and sigma', provided std = delta. No noise enters a level with sigma' = 0,
     and there x' = A(0) x0 = x0 itself. N evaluations; with `correct`, 2N - 1.
 
@@ -92,7 +92,7 @@ def posterior(eta: float = 1.0) -> Callable:
     """delta = eta (sigma'/sigma) sqrt(sigma^2 - (alpha/alpha')^2 sigma'^2), at most sigma'.
 
     eta times the standard deviation of q(x' | x, x0): 0 is DDIM, 1 is DDPM's ancestral sampling
-    with the smaller variance (Song, Meng & Ermon 2021, eq. 16); on edm it is Euler ancestral.
+    with the smaller variance (Song et al. 2021a, eq. 16); on edm it is Euler ancestral.
     """
 
     def delta(now: Level, end: Level):
