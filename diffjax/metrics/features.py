@@ -7,8 +7,10 @@ import importlib.resources
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,7 @@ from diffjax.errors import UserError, choose
 from diffjax.nets.classifier_small import ClassifierSmall
 
 EMOJI_SIZE = 24
+LARGEST = 4096  # of a classifier's widths; a file could ask for any
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +104,8 @@ def load_classifier(path) -> tuple[ClassifierSmall, dict, dict[str, str]]:
 
     Args:
       path: a safetensors file whose names are parameter paths joined with "/", and whose metadata
-        has `module` (the module's attributes as JSON) and `class_names` (a JSON list).
+        has `module` (the module's attributes as JSON), `class_names` (a JSON list) and, where it is
+        not 24, `size`: pixels a side that pictures are resized to.
 
     Raises:
       UserError: the file is no such file.
@@ -110,16 +114,31 @@ def load_classifier(path) -> tuple[ClassifierSmall, dict, dict[str, str]]:
         with safe_open(path, framework="np") as file:
             metadata, names = file.metadata() or {}, file.keys()
             tensors = {tuple(k.split("/")): jnp.asarray(file.get_tensor(k)) for k in names}
-        return ClassifierSmall(**json.loads(metadata["module"])), unflatten_dict(tensors), metadata
+        fields = json.loads(metadata["module"])
+        if not all(type(n) is int and 0 < n <= LARGEST for n in fields.values()):
+            raise ValueError(f"module {fields}")
+        module, params = ClassifierSmall(**fields), unflatten_dict(tensors)
+        picture = jax.ShapeDtypeStruct((1, EMOJI_SIZE, EMOJI_SIZE, 3), jnp.float32)
+        wanted = jax.eval_shape(module.init, jax.random.key(0), picture)["params"]
+        chex.assert_trees_all_equal_shapes_and_dtypes(params, wanted)
     except Exception as error:
-        raise UserError(f"{path}: not a classifier's weights: {error!r}") from error
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise UserError(
+            f"{path}: not a classifier's weights: {type(error).__name__}: {reason}"
+        ) from error
+    return module, params, metadata
 
 
-def classifier_net(name: str, module: ClassifierSmall, params, classes) -> FeatureNet:
-    """Returns the `FeatureNet` of a classifier: its penultimate layer, softmax, and spatial map."""
+def classifier_net(
+    name: str, module: ClassifierSmall, params, classes, size: int = EMOJI_SIZE
+) -> FeatureNet:
+    """Returns the `FeatureNet` of a classifier: its penultimate layer, softmax, and spatial map.
+
+    size: what pictures are resized to, pixels a side.
+    """
 
     def outputs(images):
-        return module.apply({"params": params}, resized(images, EMOJI_SIZE, EMOJI_SIZE))
+        return module.apply({"params": params}, resized(images, size, size))
 
     return FeatureNet(
         name=name,
@@ -140,9 +159,25 @@ def emoji_classifier() -> FeatureNet:
     """
     weights = importlib.resources.files("diffjax.metrics") / "emoji_classifier.safetensors"
     with importlib.resources.as_file(weights) as path:
-        module, params, metadata = load_classifier(path)
-        version = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    net = classifier_net("emoji", module, params, json.loads(metadata["class_names"]))
+        return dataclasses.replace(own_classifier(str(path)), name="emoji")
+
+
+@functools.cache
+def own_classifier(path: str) -> FeatureNet:
+    """Returns the classifier in a file of `benchmarks/train_feature_net.py` as a feature net.
+
+    Raises:
+      UserError: the file is no such file.
+    """
+    module, params, metadata = load_classifier(path)
+    try:
+        classes, size = json.loads(metadata["class_names"]), int(metadata.get("size", EMOJI_SIZE))
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: its metadata lack class_names or size") from error
+    if not (isinstance(classes, list) and len(classes) == module.classes and 8 <= size <= 1024):
+        raise UserError(f"{path}: {len(classes)} class names, pictures of {size}: cannot be")
+    net = classifier_net(f"classifier:{Path(path).name}", module, params, classes, size)
+    version = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
     return dataclasses.replace(net, version=version)
 
 
@@ -154,18 +189,29 @@ def _inception(path: str) -> FeatureNet:
     return inception(path)
 
 
-FEATURE_NETS = {"emoji": emoji_classifier, "pixels": pixels, "inception": _inception}
+def _classifier(path: str) -> FeatureNet:
+    if not path:
+        raise UserError("feature net 'classifier' needs its weights: classifier:FILE")
+    return own_classifier(path)
+
+
+FEATURE_NETS = {
+    "emoji": emoji_classifier,
+    "pixels": pixels,
+    "inception": _inception,
+    "classifier": _classifier,
+}
 
 
 def feature_net(name: str) -> FeatureNet:
-    """Returns a feature net by name: "emoji", "pixels", or "inception:FILE" with its weights.
+    """Returns a feature net by name: "emoji", "pixels", "classifier:FILE" or "inception:FILE".
 
     Raises:
       UserError: another name (with the nearest), or a file that is not that net's weights.
     """
     word, _, path = name.partition(":")
     make = choose(word, FEATURE_NETS, "feature net")
-    if word == "inception":
+    if word in ("inception", "classifier"):
         return make(path)
     if path:
         raise UserError(f"feature net {word!r} takes no file, got {name!r}")

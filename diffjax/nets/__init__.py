@@ -101,12 +101,14 @@ class Kind(NamedTuple):
       fields: {field that the config must have: what it may be}.
       sharding: (regular expression over a path, PartitionSpec), ....
       fixed: {attribute: value} that this kind stands for.
+      rounded: (params, dtype) -> params with what is rounded at each use rounded once, or None.
     """
 
     module: Callable
     fields: dict[str, Callable]
     sharding: tuple
     fixed: dict = {}
+    rounded: Callable | None = None
 
 
 UNET = {
@@ -132,15 +134,14 @@ NCSNPP = {"embedding_type": "fourier", "encoder_type": "residual", "channel_mult
 SMALL = {"widths": widths, "patch": whole, "embedding": whole, "dtype": dtype}
 DIT = {"size": size, "patch": whole, "time_scale": number, "scan": switch, "remat": switch}
 
+EDM = {"sharding": edm_blocks.SHARDING, "rounded": edm_blocks.rounded}
 KINDS = {
     "unet_small": Kind(UNetSmall, SMALL, unet_small.SHARDING),
-    "ddpmpp": Kind(SongUNet, UNET, edm_blocks.SHARDING, {**DDPMPP, "resample_filter": (1, 1)}),
-    "ncsnpp": Kind(
-        SongUNet, UNET, edm_blocks.SHARDING, {**NCSNPP, "resample_filter": (1, 3, 3, 1)}
-    ),
-    "adm": Kind(DhariwalUNet, UNET, edm_blocks.SHARDING),
-    "song": Kind(SongUNet, SONG, edm_blocks.SHARDING),
-    "dhariwal": Kind(DhariwalUNet, {**UNET, "channel_mult_emb": whole}, edm_blocks.SHARDING),
+    "ddpmpp": Kind(SongUNet, UNET, fixed={**DDPMPP, "resample_filter": (1, 1)}, **EDM),
+    "ncsnpp": Kind(SongUNet, UNET, fixed={**NCSNPP, "resample_filter": (1, 3, 3, 1)}, **EDM),
+    "adm": Kind(DhariwalUNet, UNET, **EDM),
+    "song": Kind(SongUNet, SONG, **EDM),
+    "dhariwal": Kind(DhariwalUNet, {**UNET, "channel_mult_emb": whole}, **EDM),
     "dit": Kind(DiT, {**DIT, "dtype": dtype}, dit.SHARDING),
 }
 
@@ -173,6 +174,15 @@ def make(network, *, channels: int, num_classes: int, shape: tuple[int, int, int
 def sharding(network) -> tuple:
     """Returns the net's rules, (regular expression over a path, PartitionSpec), ...."""
     return _kind(network).sharding
+
+
+def rounded(network, params):
+    """Returns params with what the net rounds to its compute type at each use rounded already.
+
+    The net computes the same with them. For a loop of evaluations, not for training.
+    """
+    kind = _kind(network)
+    return kind.rounded(params, DTYPES[network["dtype"]]) if kind.rounded else params
 
 
 def _kind(network) -> Kind:

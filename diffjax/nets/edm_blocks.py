@@ -252,6 +252,19 @@ def or_zeros(augment: jax.Array | None, augment_dim: int, batch: int) -> jax.Arr
     return jnp.zeros((batch, augment_dim)) if augment is None else augment.astype(jnp.float32)
 
 
+def rounded(params, dtype):
+    """Returns params with the convolutions' in `dtype`, as `Conv` has them at each use.
+
+    The network's result is the same. Use it before a loop of evaluations: to round 56 M parameters
+    and write them takes 1 % of the time of an evaluation at batch 256.
+    """
+    if not isinstance(params, dict):
+        return params
+    if getattr(params.get("kernel"), "ndim", 0) == 4:
+        return {name: leaf.astype(dtype) for name, leaf in params.items()}
+    return {name: rounded(leaf, dtype) for name, leaf in params.items()}
+
+
 # ---- the block -----------------------------------------------------------------------------------
 
 

@@ -199,8 +199,6 @@ class Decoder(nn.Module):
                 if aux is not None:
                     aux = Resample("up", s.taps, name=f"{r}x{r}_aux_up")(aux)
                 out = nn.silu(group_norm(x.shape[-1], s.eps, s.dtype, f"{r}x{r}_aux_norm")(x))
-                out = s.conv(self.channels, f"{r}x{r}_aux_conv", initial=s.initial_last)(
-                    nn.silu(out)
-                )
+                out = s.conv(self.channels, f"{r}x{r}_aux_conv", initial=s.initial_last)(out)
                 aux = out if aux is None else aux + out
         return aux

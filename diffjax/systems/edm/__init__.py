@@ -145,6 +145,7 @@ def make(config, assets: dict | None = None) -> System:
         return labels[index % len(labels)]
 
     def sample(params, keys, label, request: Request):
+        params = nets.rounded(config.network, params)
         grid = grids.karras(request.steps, request.sigma_min, request.sigma_max, request.rho)
         denoise = lambda x, t: denoiser(params, x, t, label)
         if null and request.guidance != 1:
