@@ -11,7 +11,13 @@ from diffjax.run import cli, loop, update
 from diffjax.run import mesh as meshes
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
-SIZES = {"edm_cifar10": 32, "edm_ffhq64": 64, "edm_imagenet64": 64, "images": 64}
+SIZES = {
+    "edm_cifar10": 32,
+    "edm_cifar10_short": 32,
+    "edm_ffhq64": 64,
+    "edm_imagenet64": 64,
+    "images": 64,
+}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
