@@ -31,7 +31,14 @@ def get_config() -> ConfigDict:
                 "embedding": 128,
                 "dtype": "float32",
             },
-            "diffusion": {"sigma_data": 0.7, "p_mean": -0.6, "p_std": 1.4, "label_dropout": 0.1},
+            "diffusion": {
+                "precond": "edm",  # or vp, ve, iddpm: how published networks are wrapped
+                "sigma_data": 0.7,
+                "times": "lognormal",  # noise levels and weights of training, docs/design.md
+                "p_mean": -0.6,
+                "p_std": 1.4,
+                "label_dropout": 0.1,
+            },
             # EDM's geometric augmentation; 0: none, CIFAR-10 has 0.12
             "augment": {"probability": 0.0},
             "optimizer": {

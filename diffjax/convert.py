@@ -39,14 +39,15 @@ def main(argv: list[str]) -> int:
     if reading.kind_of(file) == "pickle":
         if args.config or overrides or args.prefix:
             raise UserError(f"{file}: its architecture is in it; leave out --config and --prefix")
-        config, about, params = from_snapshot(file)
+        config, assets, params = from_snapshot(file)
     else:
         if not args.config:
             raise UserError(f"{file} is a state dict: give its architecture by --config FILE")
         config = cli.apply_overrides(cli.load_config(args.config), overrides)
-        config, about, params = from_state_dict(file, config, args.prefix)
-    write(config, {"data": about}, params, out, str(file))
+        config, assets, params = from_state_dict(file, config, args.prefix)
+    write(config, assets, params, out, str(file))
     count = sum(array.size for array in params.values())
+    about = assets["data"]
     shape = "x".join(map(str, about["image_shape"]))
     print(
         f"{out}: {config.network.kind}, {count:,} parameters, {shape}, "
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
 
 
 def from_snapshot(file: Path):
-    """Returns (config, assets' data, {path: array}) of an EDM network snapshot.
+    """Returns (config, assets, {path: array}) of an EDM network snapshot.
 
     Raises:
       UserError: what `edm_pickles.read` and `published` refuse.
@@ -67,19 +68,16 @@ def from_snapshot(file: Path):
 
     architecture, state = edm_pickles.read(reading.mapped(file), str(file))
     config = published.config_of(architecture, str(file))
-    if config.diffusion.precond != "edm":
-        raise UserError(
-            f"{file}: {architecture.wrapper} networks are not sampled yet, only EDMPrecond's"
-        )
     config.name = file.stem
     taps = config.network.get("resample_filter", (1, 1))
-    params, _ = published.to_params(state, taps, str(file))
+    params, u = published.to_params(state, taps, str(file))
     classes = published.num_classes(architecture, str(file))
-    return config, _about(file, published.image_shape(architecture, str(file)), classes), params
+    shape = published.image_shape(architecture, str(file))
+    return config, _assets(file, config, shape, classes, u), params
 
 
 def from_state_dict(file: Path, config, prefix: str):
-    """Returns (config, assets' data, {path: array}) of a state dict and the config of its network.
+    """Returns (config, assets, {path: array}) of a state dict and the config of its network.
 
     Names are the released ones, after a prefix ("state_dict.", "module.") that is found by itself
     where only one fits; or ours, of another run's weights.safetensors.
@@ -91,17 +89,17 @@ def from_state_dict(file: Path, config, prefix: str):
     from diffjax.weights import reading
 
     cli.require(config, {"data.path": str, "network.kind": str})
-    state = reading.read_weights(file)
+    state, u = reading.read_weights(file), None
     if not any("/" in name for name in state):
         state = _without_prefix(state, prefix, file)
         taps = config.network.get("resample_filter", (1, 1))
         if config.network.kind == "ncsnpp":
             taps = (1, 3, 3, 1)
-        state, _ = published.to_params(state, taps, str(file))
+        state, u = published.to_params(state, taps, str(file))
     shape, classes = published.named_shape(state, str(file))
     with config.unlocked():
         config.data.path = published.NO_DATA
-    return config, _about(file, shape, classes), state
+    return config, _assets(file, config, shape, classes, u), state
 
 
 def _without_prefix(state: dict, prefix: str, file: Path) -> dict:
@@ -112,7 +110,21 @@ def _without_prefix(state: dict, prefix: str, file: Path) -> dict:
         some = ", ".join(repr(name) for name in found[:8]) or "none"
         raise UserError(f"{file}: which network? give --prefix (prefixes found: {some})")
     head = found[0]
-    return {"model." + n.removeprefix(head): a for n, a in state.items() if n.startswith(head)}
+    kept = {"model." + n.removeprefix(head): a for n, a in state.items() if n.startswith(head)}
+    table = head.removesuffix("model.") + "u"  # iDDPM's, beside the network
+    return kept | ({"u": state[table]} if table in state and head.endswith("model.") else {})
+
+
+def _assets(file: Path, config, shape: tuple[int, int, int], classes: int, u) -> dict:
+    """What the run keeps beside its weights; u is iDDPM's table of noise levels, or None."""
+    from diffjax.systems.edm import preconditioning
+
+    assets = {"data": _about(file, shape, classes)}
+    if cli.flatten(config).get("diffusion.precond") == "iddpm":
+        if u is None:
+            raise UserError(f"{file}: lacks u, the table of noise levels of an iDDPM network")
+        assets[preconditioning.LEVELS] = u
+    return assets
 
 
 def _about(file: Path, shape: tuple[int, int, int], classes: int) -> dict:

@@ -35,7 +35,8 @@ def refused(capsys, *argv: object) -> str:
 
 
 def test_what_a_snapshot_becomes(snapshot):
-    config, about, params = convert.from_snapshot(snapshot)
+    config, assets, params = convert.from_snapshot(snapshot)
+    about = assets["data"]
     assert (config.system, config.network.kind, config.name) == ("edm", "song", "tiny")
     assert config.network.resample_filter == (1, 3, 3, 1)
     assert about["image_shape"] == [8, 8, 3]
@@ -64,9 +65,11 @@ def config(snapshot, tmp_path):
 @pytest.mark.parametrize("prefix", ["", "state_dict.", "module."])
 def test_a_state_dict_is_the_same(prefix, snapshot, state, config, tmp_path):
     save_file({prefix + k: v for k, v in state.items()}, tmp_path / "a.safetensors")
-    _, about, params = convert.from_state_dict(tmp_path / "a.safetensors", config[1], "")
-    _, wanted_about, wanted = convert.from_snapshot(snapshot)
+    _, assets, params = convert.from_state_dict(tmp_path / "a.safetensors", config[1], "")
+    _, wanted_assets, wanted = convert.from_snapshot(snapshot)
+    about, wanted_about = assets.pop("data"), wanted_assets.pop("data")
     assert {**about, "fingerprint": ""} == {**wanted_about, "fingerprint": ""}
+    assert not assets and not wanted_assets
     assert sorted(params) == sorted(wanted)
     for path, array in wanted.items():
         np.testing.assert_array_equal(params[path], array)

@@ -37,10 +37,18 @@ class Objective:
         all of it, but together they cover it evenly, and the mean loss of a batch is less noisy.
         """
         if stratified:
-            u = strata(key, shape[0]).reshape(shape)
-            return self.time(jax.scipy.special.ndtri(u) if self.standard == "normal" else u)
-        draw = {"normal": jax.random.normal, "uniform": jax.random.uniform}[self.standard]
-        return self.time(draw(key, shape))
+            return self.quantile(strata(key, shape[0]).reshape(shape))
+        return self.time(self.draw(key, shape))
+
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """What `time` takes, of `shape` float32."""
+        return {"normal": jax.random.normal, "uniform": jax.random.uniform}[self.standard](
+            key, shape
+        )
+
+    def quantile(self, u: jax.Array) -> jax.Array:
+        """The time that `time` makes of the standard draw's quantile u in (0, 1); u's shape."""
+        return self.time(jax.scipy.special.ndtri(u) if self.standard == "normal" else u)
 
 
 def strata(key: jax.Array, rows: int) -> jax.Array:
@@ -132,12 +140,17 @@ def flow(mean: float = 0.0, std: float = 1.0) -> Objective:
     )
 
 
-def uniform_flow() -> Objective:
+def uniform_flow(eps_t: float = 0.0) -> Objective:
     """Flow, for `processes.flow()`: t uniform in (0, 1], w = 1/t^2, a unit weight on n - x0.
 
-    Rectified flow: Liu et al. 2023, eq. 1.
+    Rectified flow: Liu et al. 2023, eq. 1. With eps_t, t is in (eps_t, 1 - eps_t]: a denoiser that
+    is told sigma/alpha needs t < 1.
     """
-    return Objective(time=lambda u: 1 - u, weight=lambda t: 1 / t**2, standard="uniform")
+    return Objective(
+        time=lambda u: (1 - eps_t) - u * (1 - 2 * eps_t),
+        weight=lambda t: 1 / t**2,
+        standard="uniform",
+    )
 
 
 def discrete(steps: int, weight: Callable = jnp.ones_like) -> Objective:

@@ -225,6 +225,27 @@ def require(config: ConfigDict, fields: dict[str, type], prefix: str = "config")
             raise UserError(f"{prefix}.{name} {value}: must be finite")
 
 
+def with_defaults(config: ConfigDict, optional: dict) -> ConfigDict:
+    """Returns a copy in which the absent ones of {"group.field": default} have their defaults.
+
+    Raises:
+      UserError: where one that is there is not of its default's type.
+    """
+    config = config.copy_and_resolve_references()
+    config.unlock()
+    flat = _flat(config)
+    require(config, {name: type(value) for name, value in optional.items() if name in flat})
+    for name, value in optional.items():
+        group, last = name.split(".")
+        if not isinstance(config.get(group, ConfigDict()), ConfigDict):
+            raise UserError(f"config.{group} takes a group of fields, not {config[group]!r}")
+        if group not in config:
+            config[group] = ConfigDict()
+        if last not in config[group]:
+            config[group][last] = value
+    return config
+
+
 def flatten(config: ConfigDict | dict) -> dict:
     """Returns {"group.field": value} with JSON's own types, for comparing and for printing."""
     return _flat(ConfigDict(json.loads(config_json(config))))

@@ -22,12 +22,18 @@ from ml_collections import ConfigDict
 from diffjax.errors import UserError, choose
 from diffjax.weights.edm_pickles import Architecture
 
-# Wrapper's class -> (config.diffusion.precond, whether the network gives variances too).
-PRECONDITIONINGS = {
-    "EDMPrecond": ("edm", False),
-    "VPPrecond": ("vp", False),
-    "VEPrecond": ("ve", False),
-    "iDDPMPrecond": ("iddpm", True),
+# Wrapper's class -> precond and times of config.diffusion: as the published ones were trained.
+# iDDPM's own training, which learns variances too, is not here; EDM's serves to fine-tune it.
+WRAPPERS = {
+    "EDMPrecond": ("edm", "lognormal"),
+    "VPPrecond": ("vp", "vp"),
+    "VEPrecond": ("ve", "ve"),
+    "iDDPMPrecond": ("iddpm", "lognormal"),
+}
+# The wrappers' own constants, of which ours are made with these. iDDPM's are in its table.
+CONSTANTS = {
+    "VPPrecond": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000, "epsilon_t": 1e-5},
+    "VEPrecond": {"sigma_min": 0.02, "sigma_max": 100},
 }
 # What the constructors of the released code take where the file gives nothing (training/networks.py
 # there): Karras et al. 2022, Table 7, has the same.
@@ -129,15 +135,19 @@ def config_of(architecture: Architecture, where: str) -> ConfigDict:
     """Returns the run's config that a snapshot's architecture implies.
 
     `network` has kind "song" or "dhariwal" and the fields of that kind; `diffusion` the wrapper's
-    `precond` and sigma_data; `sampling` the published grid: 18 steps (35 evaluations) up to 32x32,
-    40 (79) above (Karras et al. 2022, Table 2).
+    `precond`, the `times` of its training, and sigma_data; `sampling` the published grid: 18 steps
+    (35 evaluations) up to 32x32, 40 (79) above (Karras et al. 2022, Table 2).
 
     Raises:
-      UserError: a network that is not EDM's, or a number that none of its networks has.
+      UserError: a network or a wrapper that is not EDM's, or a number that none of them has.
     """
     given = {**architecture.arguments, **architecture.inner_arguments}
     kind, defaults = choose(architecture.inner, NETWORKS, f"network in {where}:")
-    precond, _ = choose(architecture.wrapper, PRECONDITIONINGS, f"wrapper in {where}:")
+    precond, times = choose(architecture.wrapper, WRAPPERS, f"wrapper in {where}:")
+    for name, value in CONSTANTS.get(architecture.wrapper, {}).items():
+        if architecture.attributes.get(name, value) != value:
+            found = ascii(architecture.attributes[name])[:60]
+            raise UserError(f"{where}: {architecture.wrapper} with {name} {found}, not {value}")
     network = {"kind": kind, "dtype": "float32"}
     for name, default in defaults.items():
         network[name] = _checked(name, given.get(name, default), default, where)
@@ -153,6 +163,7 @@ def config_of(architecture: Architecture, where: str) -> ConfigDict:
             "network": network,
             "diffusion": {
                 "precond": precond,
+                "times": times,
                 "sigma_data": _checked("sigma_data", sigma_data, 0.5, where),
                 "p_mean": -1.2,
                 "p_std": 1.2,
