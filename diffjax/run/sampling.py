@@ -88,10 +88,14 @@ def fetch(tree):
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def load_params(system: System, workdir: Path, mesh: Mesh, *, ema: str = "", step: int = -1):
+def load_params(
+    system: System, workdir: Path, mesh: Mesh, *, ema: str = "", step: int = -1, request=None
+):
     """Returns (params, description) of a run directory, placed by the system's sharding rules.
 
     Args:
+      request: what will be sampled; with it the params are what `system.sample` takes, with the
+        weights of other runs that the request names. Without it they are the run's own alone.
       ema: which EMA; "" is the first by name, "none" the raw parameters.
       step: a checkpoint's step; -1 is the newest. A directory without checkpoints is read from
         its weights.safetensors, the EMA of its last step.
@@ -99,6 +103,14 @@ def load_params(system: System, workdir: Path, mesh: Mesh, *, ema: str = "", ste
     Raises:
       UserError: where what is asked for is not there or cannot be read.
     """
+    params, which = _own_params(system, workdir, mesh, ema, step)
+    if request is None or system.equip is None:
+        return params, which
+    params, added = system.equip(params, request, mesh)
+    return params, f"{which}, {added}" if added else which
+
+
+def _own_params(system: System, workdir: Path, mesh: Mesh, ema: str, step: int):
     if step < -1:
         raise UserError(f"--step {step}: a checkpoint's step, or -1 for the newest")
     shapes = jax.eval_shape(system.init, jax.random.key(0))

@@ -11,19 +11,21 @@ And the original sets gradients that are not finite to numbers; here such a step
 """
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffjax import nets
-from diffjax.core import denoisers, guidance, objectives, processes, samplers
+from diffjax.core import denoisers, objectives, processes, samplers
 from diffjax.data import augment, sources
 from diffjax.errors import UserError
 from diffjax.metrics import report
-from diffjax.run import cli, pictures
+from diffjax.run import cli, pictures, sampling
 from diffjax.run.system import System
 from diffjax.systems.edm import preconditioning, training
+from diffjax.systems.edm.guiding import Guided, guided, open_guide
 from diffjax.systems.edm.request import (
     Request,
     check,
@@ -136,19 +138,37 @@ def make(config, assets: dict | None = None) -> System:
         )
         return jnp.mean(error), {}
 
-    def condition(request: Request, index: np.ndarray) -> np.ndarray:
+    @functools.cache
+    def guide_of(workdir: str) -> System:
+        return open_guide(workdir, about)
+
+    def check_request(request: Request) -> None:
         check(request, wrapper)
+        if request.autoguide:
+            guide_of(request.autoguide)
+
+    def condition(request: Request, index: np.ndarray) -> np.ndarray:
+        check_request(request)
         labels = labels_of(request.cond, names)
         return labels[index % len(labels)]
 
+    def equip(params, request: Request, mesh):
+        if not request.autoguide:
+            return params, ""
+        workdir, step = Path(request.autoguide), request.autoguide_step
+        guide, which = sampling.load_params(guide_of(request.autoguide), workdir, mesh, step=step)
+        return Guided(params, guide), f"guided by {workdir}, {which}"
+
     def sample(params, keys, label, request: Request):
         grid, hat = noise_levels(request, wrapper)
-        denoise = lambda x, t: denoiser(params, x, t, label)
+        uncond = guide = None
+        if request.autoguide:
+            theirs, params = params.guide, params.params
+            guide = lambda x, t: guide_of(request.autoguide).denoiser(theirs, x, t, label)
         if null and request.guidance != 1:
             nobody = jnp.full_like(label, null)
-            denoise = guidance.cfg(
-                denoise, lambda x, t: denoiser(params, x, t, nobody), request.guidance
-            )
+            uncond = lambda x, t: denoiser(params, x, t, nobody)
+        denoise = guided(lambda x, t: denoiser(params, x, t, label), uncond, guide, request)
         normal = samplers.draws(keys, shape, process)
         # Draw 0 is the start, draw k + 1 is the sampler's k-th.
         start, noise = normal(0) * grid[0], lambda k: normal(k + 1)
@@ -161,7 +181,7 @@ def make(config, assets: dict | None = None) -> System:
         pictures.labelled_grid(outputs["image"], labels, names, path)
 
     def condition_like(request: Request, source, index: np.ndarray) -> np.ndarray:
-        check(request, wrapper)
+        check_request(request)
         if request.cond:
             raise UserError("--cond: samples that are scored take the reference's classes")
         if not null:
@@ -189,6 +209,7 @@ def make(config, assets: dict | None = None) -> System:
         sharding=nets.sharding(config.network),
         assets=assets,
         optional=OPTIONAL,
+        equip=equip,
         process=process,
         denoiser=denoiser,
     )

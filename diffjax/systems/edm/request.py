@@ -14,6 +14,9 @@ def _field(default, help: str):
     return dataclasses.field(default=default, metadata={"help": help})
 
 
+EVERYWHERE = 1e9  # above every noise level; JSON has no infinity
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """What one call of the sampler is asked for; the defaults come from the run's config."""
@@ -21,12 +24,21 @@ class Request:
     steps: int = _field(18, "sampler steps; heun evaluates the network 2 steps - 1 times")
     sampler: str = _field("heun", "heun, euler, ddim, ancestral, dpmpp, dpmpp_sde or unipc")
     guidance: float = _field(1.0, "classifier-free guidance scale; 1 is none")
+    guidance_min: float = _field(0.0, "guide only above this noise level")
+    guidance_max: float = _field(EVERYWHERE, "guide only up to this noise level")
+    rescale: float = _field(0.0, "0 .. 1: how far guided contrast goes back to the unguided one")
+    autoguide: str = _field("", "a run directory whose weights guide: a worse model of the same")
+    autoguide_scale: float = _field(2.0, "how far away from that model; 1 is none")
+    autoguide_step: int = _field(-1, "that run's checkpoint of this step; -1: its newest")
     cond: str = _field("", "class names or numbers, comma-separated; empty: all classes in turn")
     sigma_min: float = _field(0.002, "smallest noise level before 0; what the network knows bounds")
     sigma_max: float = _field(80.0, "noise level of the start; what the network knows bounds it")
     grid: str = _field("edm", "levels in between, Table 1: edm (equation 5), vp, ve or iddpm")
     rho: float = _field(7.0, "shape of the noise levels of grid edm, equation 5")
     churn: float = _field(0.0, "S_churn of Algorithm 2 (heun and euler)")
+    s_min: float = _field(0.0, "S_min of Algorithm 2: churn only at this noise level or above")
+    s_max: float = _field(EVERYWHERE, "S_max of Algorithm 2: churn only up to this noise level")
+    s_noise: float = _field(1.0, "S_noise of Algorithm 2: standard deviation of churn's noise")
     eta: float = _field(0.0, "0 deterministic .. 1 ancestral (ddim, dpmpp)")
 
 
@@ -46,6 +58,8 @@ def default_request(config) -> Request:
     for name in given:
         choose(name, known, "field of config.sampling:")
     cli.require(given, {name: known[name] for name in given}, "config.sampling")
+    if given.get("autoguide"):
+        raise UserError("config.sampling.autoguide: other runs are named by sample.py's flag alone")
     return Request(**{name: known[name](given[name]) for name in given})
 
 
@@ -63,12 +77,23 @@ def check(request: Request, wrapper: Preconditioning) -> None:
         ("rho", 0.1, 1e3),
         ("churn", 0.0, 1e6),
         ("eta", 0.0, 1.0),
+        ("s_min", 0.0, EVERYWHERE),
+        ("s_max", 0.0, EVERYWHERE),
+        ("s_noise", 0.0, 10.0),
         ("guidance", -1e4, 1e4),
-        ("sigma_max", 0.0, 1e9),
+        ("guidance_min", 0.0, EVERYWHERE),
+        ("guidance_max", 0.0, EVERYWHERE),
+        ("rescale", 0.0, 1.0),
+        ("autoguide_scale", -1e4, 1e4),
+        ("sigma_max", 0.0, EVERYWHERE),
     ):
         value = getattr(request, name)
         if not low <= value <= high:  # NaN fails too
             raise UserError(f"--{name} {value}: must be from {low:g} to {high:g}")
+    for low, high in ("s_min", "s_max"), ("guidance_min", "guidance_max"):
+        below, above = getattr(request, low), getattr(request, high)
+        if below > above:
+            raise UserError(f"--{low} {below:g} is above --{high} {above:g}")
     noise_levels(request, wrapper)
 
 
@@ -95,7 +120,7 @@ def noise_levels(request: Request, wrapper: Preconditioning) -> tuple[np.ndarray
         grid = make(request.steps, low, high, request.rho, table)
     if not np.all(np.diff(grid) < 0):
         raise UserError(f"--grid {request.grid}: no levels that decrease from {high:g} to {low:g}")
-    hat = samplers.churn(grid, request.churn)
+    hat = samplers.churn(grid, request.churn, request.s_min, request.s_max)
     if wrapper.levels is not None:
         grid, hat = (grids.nearest(a, wrapper.levels) for a in (grid, hat))
         apart = np.diff(grid) < 0
@@ -140,4 +165,6 @@ def solve(request: Request, denoise, process, grid, hat, x, noise):
     if request.sampler == "unipc":
         return samplers.unipc(denoise, process, grid, x)
     order = 2 if request.sampler == "heun" else 1
-    return samplers.ode(denoise, process, grid, x, noise, hat=hat, order=order)
+    return samplers.ode(
+        denoise, process, grid, x, noise, hat=hat, s_noise=request.s_noise, order=order
+    )
