@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
                 "times": "lognormal",  # noise levels and weights of training, docs/design.md
                 "p_mean": -0.6,
                 "p_std": 1.4,
+                "stratified": False,  # whether a batch's noise levels share out the distribution
                 "label_dropout": 0.1,
             },
             # EDM's geometric augmentation; 0: none, CIFAR-10 has 0.12

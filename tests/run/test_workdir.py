@@ -61,7 +61,9 @@ def test_another_config_is_refused_with_its_fields(copy, tiny_config, capsys):
 
 def test_a_run_from_before_a_field_is_that_of_its_default(copy, tiny_config, capsys):
     known = json.loads((copy / "config.json").read_text())
-    del known["diffusion"]["precond"], known["diffusion"]["times"], known["augment"]
+    for field in ("precond", "times", "stratified"):
+        del known["diffusion"][field]
+    del known["augment"]
     (copy / "config.json").write_text(json.dumps(known))
     argv = [*tiny_config, "--workdir", str(copy)]
     assert train.main(argv) == 0

@@ -50,6 +50,7 @@ FIELDS = {
 OPTIONAL = {
     "diffusion.precond": "edm",
     "diffusion.times": "lognormal",
+    "diffusion.stratified": False,
     "augment.probability": 0.0,
 }
 
@@ -113,7 +114,13 @@ def make(config, assets: dict | None = None) -> System:
     def loss(params, batch, key):
         rows = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
         keys = jax.vmap(lambda k: jax.random.split(k, 3))(rows)
-        draw = jax.vmap(lambda k: objective.draw(k, (1, 1, 1)))(keys[:, 0])
+        if settings.stratified:
+            # Of the whole batch, from one key: each slice and device takes its rows' shares.
+            aside = jax.random.fold_in(jax.random.fold_in(key, ASIDE), ASIDE)
+            share = objectives.strata(aside, config.batch_size)[batch["row"]]
+            t = objective.quantile(share.reshape(-1, 1, 1, 1))
+        else:
+            t = objective.time(jax.vmap(lambda k: objective.draw(k, (1, 1, 1)))(keys[:, 0]))
         n = jax.vmap(lambda k: jax.random.normal(k, shape))(keys[:, 1])
         label = batch.get("label", jnp.zeros_like(batch["row"]))
         if null:
@@ -133,7 +140,7 @@ def make(config, assets: dict | None = None) -> System:
             trained_on,
             lambda x, t: denoiser(params, x, t, label, trained_on, **told),
             x0,
-            objective.time(draw),
+            t,
             n,
         )
         return jnp.mean(error), {}
