@@ -69,7 +69,7 @@ def sampling_parser(prog: str, description: str, *, num: int, batch: int) -> Par
     add("--num", type=positive, default=num, help="how many samples")
     add("--seed", type=int, default=0, help="sample s is made of (seed, s)")
     add("--batch", type=positive, default=batch, help="how many at a time, on all devices")
-    add("--ema", default="", help="which EMA; empty: the first; none: raw weights")
+    add("--ema", default="", help="which EMA; empty: the first; none: raw; posthoc:STD")
     add("--step", type=int, default=-1, help="the checkpoint of this step; -1: the newest")
     return parser
 

@@ -34,7 +34,6 @@ class State(NamedTuple):
     bad_step: jax.Array
 
 
-# kind -> (a config's ema.NAME, batch size) -> rule
 # kind: (its fields in config.ema.NAME, (those, the global batch) -> core's rule)
 EMA_RULES = {
     "constant": ({"decay": float}, lambda c, batch: ema_rules.constant(c.decay)),
@@ -42,6 +41,10 @@ EMA_RULES = {
     "half_life": (
         {"images": float, "ramp": float},
         lambda c, batch: ema_rules.half_life(c.images, batch, c.ramp),
+    ),
+    "power": (
+        {"relative_std": float},
+        lambda c, batch: ema_rules.power(float(ema_rules.std_to_exponent(c.relative_std))),
     ),
 }
 
