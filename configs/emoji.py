@@ -45,7 +45,8 @@ def get_config() -> ConfigDict:
             "optimizer": {
                 "learning_rate": 5e-3,
                 "schedule": "cosine",
-                "warmup_steps": 80,
+                "warmup_steps": 80.0,
+                "warmup_from_zero": False,  # whether the first step's rate is 0, as EDM's
                 "final": 0.02,
                 "b1": 0.9,
                 "b2": 0.99,

@@ -122,8 +122,20 @@ def test_configs_are_table_7(name, root):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
     assert images - batch < config.steps * batch <= images
     at = lambda seen: float(update.learning_rate(config.optimizer, seen // batch, 0.0))
-    assert at(5_000_000) == pytest.approx(rate / 2, rel=2e-3)
-    assert at(10_000_000) == at(100_000_000) == pytest.approx(rate)
+    assert at(0) == 0.0  # images seen before the step count
+    seen = 5_000_000 // batch * batch
+    assert at(seen) == pytest.approx(rate * seen / 10_000_000, rel=1e-6)
+    assert at(10_000_000 + batch) == at(100_000_000) == pytest.approx(rate)
     rule = update.ema_rule("ema", config.ema.ema, batch)
     half_life = 50e6 if "imagenet" in name else 0.5e6
     assert rule(1_500_000_000 // batch) == ema.half_life(half_life, batch)(1_500_000_000 // batch)
+
+
+def test_the_learning_rate_is_the_released_loops(root):
+    """Its first 400 steps on CIFAR-10; the golden file has float64 of the original."""
+    config = cli.load_config(str(root / "configs" / "edm_cifar10.py"))
+    with np.load(root / "tests" / "golden" / "core" / "ema.npz") as g:
+        wanted = g["edm_lr"]
+    rate = jax.jit(lambda step: update.learning_rate(config.optimizer, step, 0.0))
+    np.testing.assert_allclose(rate(np.arange(400)), wanted, rtol=1e-6)
+    assert wanted[0] == 0 and wanted[1] == pytest.approx(1e-3 * 512 / 10e6)
