@@ -44,8 +44,11 @@ def batch():
     }
 
 
-def make(make_config, *overrides):
-    return systems.make(make_config(*overrides), {"data": ABOUT})
+def make(make_config, *overrides, kind="ddpmpp"):
+    config = make_config(*overrides).copy_and_resolve_references()
+    config.unlock()
+    config.network = {"kind": kind, "augment_dim": 9}
+    return systems.make(config, {"data": ABOUT})
 
 
 def test_the_network_sees_what_its_augmentation_labels_say(probe, make_config, batch):
@@ -93,6 +96,13 @@ def test_sampling_is_not_training(probe, make_config):
 def test_probabilities_that_cannot_be(probe, make_config, value):
     with pytest.raises(UserError, match="config.augment.probability"):
         make(make_config, f"augment.probability={value}")
+
+
+@pytest.mark.parametrize("kind", ["unet_small", "dit"])
+def test_a_network_that_takes_no_labels_of_augmentation(probe, make_config, kind):
+    make(make_config, kind=kind)
+    with pytest.raises(UserError, match=f"kind {kind} cannot be told .*ddpmpp, ncsnpp, adm"):
+        make(make_config, "augment.probability=0.1", kind=kind)
 
 
 def test_a_network_that_cannot_be_told(root):

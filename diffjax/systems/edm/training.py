@@ -1,5 +1,6 @@
 """What EDM trains at: the noise levels and weights that config.diffusion names; augmentation."""
 
+from diffjax import nets
 from diffjax.core import objectives, processes
 from diffjax.core.objectives import Objective
 from diffjax.core.processes import Process
@@ -34,11 +35,19 @@ def pipe(config) -> augment.Pipe | None:
     made = augment.Pipe(config.augment.probability)
     if not 0 <= made.probability <= 1:
         raise UserError(f"config.augment.probability {made.probability}: must be in [0, 1]")
+    if not made.probability:
+        return None
     # A network that cannot be told of the transformation learns to draw transformed pictures.
-    told = config.network.get("augment_dim", made.label_dim)
-    if made.probability and told != made.label_dim:
+    able = [kind for kind, row in nets.KINDS.items() if "augment_dim" in row.fields]
+    if config.network.kind not in able:
         raise UserError(
-            f"config.network.augment_dim {told}: must be {made.label_dim} where "
-            "config.augment.probability is above 0"
+            f"config.augment.probability {made.probability}: a network of kind "
+            f"{config.network.kind} cannot be told how its pictures were moved, and would draw "
+            f"moved ones ({', '.join(able)} can)"
         )
-    return made if made.probability else None
+    if config.network.augment_dim != made.label_dim:
+        raise UserError(
+            f"config.network.augment_dim {config.network.augment_dim}: must be {made.label_dim} "
+            "where config.augment.probability is above 0"
+        )
+    return made
