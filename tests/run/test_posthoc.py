@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import sample
 import train
-from diffjax import systems
+from diffjax import convert, systems
 from diffjax.core import ema
 from diffjax.run import cli, sampling, update
 from diffjax.run import mesh as meshes
@@ -129,6 +130,20 @@ def test_sampled_by_the_command(run, tmp_path, capsys):
     same = np.abs(drawn("posthoc:0.1") - drawn("long"))
     assert same.max() <= 1
     assert "EMA posthoc:0.1 (12 stored averages" in capsys.readouterr().out
+
+
+def test_written_by_the_command(run, tmp_path, capsys):
+    """The average of a known movement of the weights, in a file for elsewhere."""
+    out = tmp_path / "a.safetensors"
+    argv = [str(run[0]), "--out", str(out), "--ema", "posthoc:0.08", "--step", "200"]
+    assert convert.main(argv) == 0
+    assert "step 200, EMA posthoc:0.08 (10 stored averages" in capsys.readouterr().out
+    found, wanted = load_file(out), averaged(0.08, 200)
+    assert sorted(found) == sorted(name.replace("/", ".") for name in run[2])
+    for name, first in run[2].items():
+        np.testing.assert_allclose(found[name.replace("/", ".")], wanted * first, rtol=2e-3)
+    away = min(abs(averaged(tracked, 200) / wanted - 1) for tracked in STORED.values())
+    assert away > 5e-3  # neither of the stored ones is within that
 
 
 def refused(capsys, *argv) -> str:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from safetensors.numpy import load_file
 
 import sample
 from diffjax import convert, nets, systems
@@ -203,7 +204,7 @@ def state_of(kind, arguments, outputs, by_rule):
     inputs = jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, int)
     shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
     like = {k: np.empty(s.shape, np.float32) for k, s in trees.flatten(shapes).items()}
-    state = published.from_params(like)
+    state = published.from_params(like, (1, 1))
     return net, {name: by_rule(name, array.shape) for name, array in state.items()}
 
 
@@ -241,6 +242,13 @@ def test_an_iddpm_snapshot(craft, by_rule, tmp_path):
     assert np.abs(nchw(got) - g["D"]).max() < limit
     assert np.abs(nchw(nobody) - g["D_nolabel_noaug"]).max() < limit
     assert samples(out, tmp_path, "--steps", "2", "--cond", "3").std() > 1
+
+    # And out again: every array of the original, the table of levels among them.
+    assert convert.main([str(out), "--out", str(tmp_path / "back.safetensors")]) == 0
+    back = load_file(tmp_path / "back.safetensors")
+    assert sorted(back) == sorted(manifest)
+    for name, array in {**state, "u": u}.items():
+        np.testing.assert_array_equal(back[name], array, strict=True)
 
 
 @pytest.mark.parametrize("wrapper", ["VPPrecond", "VEPrecond"])

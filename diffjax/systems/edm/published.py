@@ -60,6 +60,7 @@ DHARIWAL = {
     "dropout": 0.10,
     "augment_dim": 0,
 }
+KINDS = ("ddpmpp", "ncsnpp", "adm", "song", "dhariwal")  # of config.network: EDM's networks
 NETWORKS = {"SongUNet": ("song", SONG), "DhariwalUNet": ("dhariwal", DHARIWAL)}
 LARGEST = 8192  # of any number in an architecture; a file could ask for a billion layers
 NO_DATA = "a published training set, which is not here: give --ref"
@@ -119,16 +120,50 @@ def _check_filter(array: np.ndarray, taps, what: str) -> None:
         raise UserError(f"{what} is not the filter {list(taps)} that the network is built with")
 
 
-def from_params(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Translates our {path: array} back to published names and layouts, constants left out."""
-    state = {}
+def from_params(
+    params: dict[str, np.ndarray], taps: tuple[int, ...], u: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Translates our {path: array} back: the state dict that the released network would have.
+
+    Args:
+      params, u: `Published`.
+      taps: the resampling filter; the convolutions that resample have it as a constant.
+    """
+    state = {} if u is None else {"u": u}
     for path, array in params.items():
         *parents, last = path.split("/")
         if last == "kernel":
             array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
         last = {"kernel": "weight", "scale": "weight"}.get(last, last)
         state[".".join(["model", *parents, last])] = array
-    return state
+    constant = np.outer(taps, taps)[None, None] / np.sum(taps) ** 2
+    return state | {f"{name}.resample_filter": constant.astype(np.float32) for name in _fir(params)}
+
+
+def _fir(params: dict[str, np.ndarray]) -> list[str]:
+    """The released names of the convolutions that resample, some of which have no weights."""
+    modules = {tuple(path.split("/")[:2]) for path in params}
+    # A decoder of type "skip" has an output at every level, and enlarges those of the coarser ones.
+    outputs = sum(name.endswith("_aux_norm") for _, name in modules)
+    found = []
+    for half, name in sorted(modules):
+        whole = f"model.{half}.{name}"
+        if name.endswith(("_down", "_up")):
+            found += [f"{whole}.conv0", f"{whole}.skip"]
+            if name.endswith("_up") and outputs > 1:
+                found.append(whole.replace("_up", "_aux_up"))
+        elif name.endswith("_aux_residual"):
+            found.append(whole)
+        elif name.endswith("_aux_skip"):
+            found.append(whole.replace("_aux_skip", "_aux_down"))
+    return found
+
+
+def taps_of(network) -> tuple[int, ...]:
+    """Returns the resampling filter along one axis of a config's `network`, of an EDM kind."""
+    if network.kind == "ncsnpp":
+        return (1, 3, 3, 1)
+    return tuple(network.get("resample_filter", (1, 1)))
 
 
 def config_of(architecture: Architecture, where: str) -> ConfigDict:
