@@ -28,7 +28,9 @@ def main(argv: list[str]) -> int:
     grid = mesh.make_mesh(mesh.LOCAL)
     out = Path(args.out or workdir / "samples" / f"seed_{args.seed}{system.suffix}")
     sampling.check_out(system, out)
-    params, which = sampling.load_params(system, workdir, grid, ema=args.ema, step=args.step)
+    params, which = sampling.load_params(
+        system, workdir, grid, ema=args.ema, step=args.step, request=request
+    )
     outputs = sampling.collect(
         system, params, request, num=args.num, seed=args.seed, batch=args.batch, mesh=grid,
         progress=True,

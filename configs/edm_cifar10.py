@@ -34,8 +34,9 @@ def get_config():
     )
     config.diffusion.update(sigma_data=0.5, p_mean=-1.2, p_std=1.2, label_dropout=0.0)
     config.augment.probability = 0.12
-    # The learning rate rises over the first 10 M images.
-    config.optimizer.update(learning_rate=1e-3, schedule="constant", warmup_steps=10_000_000 // 512)
+    # The learning rate rises from 0 over the first 10 M images.
+    config.optimizer.update(learning_rate=1e-3, schedule="constant", warmup_from_zero=True)
+    config.optimizer.warmup_steps = 10_000_000 / 512
     config.optimizer.update(b1=0.9, b2=0.999, eps=1e-8 / PIXELS, clip=0.0)
     config.ema = ConfigDict({"ema": {"kind": "half_life", "images": 500_000, "ramp": 0.05}})
     config.sampling = ConfigDict({"steps": 18, "sigma_min": 0.002, "sigma_max": 80.0})

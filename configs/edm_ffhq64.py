@@ -18,6 +18,6 @@ def get_config():
     config.data.image_size = 64
     config.network.update(channel_mult=(1, 2, 2, 2), dropout=0.05)
     config.augment.probability = 0.15
-    config.optimizer.update(learning_rate=2e-4, warmup_steps=10_000_000 // 256, eps=1e-8 / PIXELS)
+    config.optimizer.update(learning_rate=2e-4, warmup_steps=10_000_000 / 256, eps=1e-8 / PIXELS)
     config.sampling.steps = 40
     return config

@@ -31,13 +31,22 @@ def get_config() -> ConfigDict:
                 "embedding": 128,
                 "dtype": "float32",
             },
-            "diffusion": {"sigma_data": 0.7, "p_mean": -0.6, "p_std": 1.4, "label_dropout": 0.1},
+            "diffusion": {
+                "precond": "edm",  # or vp, ve, iddpm: how published networks are wrapped
+                "sigma_data": 0.7,
+                "times": "lognormal",  # noise levels and weights of training, docs/design.md
+                "p_mean": -0.6,
+                "p_std": 1.4,
+                "stratified": False,  # whether a batch's noise levels share out the distribution
+                "label_dropout": 0.1,
+            },
             # EDM's geometric augmentation; 0: none, CIFAR-10 has 0.12
             "augment": {"probability": 0.0},
             "optimizer": {
                 "learning_rate": 5e-3,
                 "schedule": "cosine",
-                "warmup_steps": 80,
+                "warmup_steps": 80.0,
+                "warmup_from_zero": False,  # whether the first step's rate is 0, as EDM's
                 "final": 0.02,
                 "b1": 0.9,
                 "b2": 0.99,

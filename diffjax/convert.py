@@ -1,8 +1,11 @@
-"""Make a run of published weights: `python -m diffjax.convert FILE --out runs/NAME`.
+"""Weights in and out: `python -m diffjax.convert FILE --out runs/NAME` makes a run of a file.
 
 FILE is an EDM network snapshot (.pkl), whose architecture is in it, or a state dict (.pt, .pth,
 .safetensors) with `--config` for the architecture. Nothing in it is executed. The run directory
 that comes out is taken by sample.py and diffjax.evaluate.
+
+`python -m diffjax.convert runs/NAME --out FILE.safetensors` is the way out: a run's weights as a
+state dict, for other programs.
 """
 
 import hashlib
@@ -20,13 +23,19 @@ FIRST = "map_layer0.weight"  # a name that every EDM network has, once
 
 @command
 def main(argv: list[str]) -> int:
-    parser = cli.Parser(prog="diffjax.convert", description=__doc__.split("`")[0])
+    parser = cli.Parser(prog="diffjax.convert", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("file", metavar="FILE", help="an EDM .pkl, or a state dict: .pt, .pth, .safetensors")
-    add("--out", required=True, help="the run directory to make; it must not exist")
+    add(
+        "file", metavar="FILE", help="an EDM .pkl, a state dict (.pt, .pth, .safetensors), or a run"
+    )
+    add("--out", required=True, help="the run directory to make, or of a run the .safetensors")
     add("--system", default="edm", help="whose weights they are")
     add("--config", default="", help="a state dict's config file (an EDM .pkl needs none)")
     add("--prefix", default="", help="take the names that begin so, without it: state_dict.")
+    add("--ema", default="", help="of a run: which EMA; empty: the first; none: raw; posthoc:STD")
+    add(
+        "--step", type=int, default=-1, help="of a run: the checkpoint of this step; -1: the newest"
+    )
     argv, overrides = cli.split_overrides(argv)
     args = parser.parse(argv)
     choose(args.system, dict.fromkeys(SYSTEMS), "--system")
@@ -34,19 +43,28 @@ def main(argv: list[str]) -> int:
     if out.exists():
         raise UserError(f"{out} is there already: give --out another name, or delete it")
 
+    if file.is_dir():
+        if args.config or overrides or args.prefix:
+            raise UserError(f"{file} is a run: --config and --prefix are of a file of weights")
+        print(export(file, out, args.ema, args.step))
+        return 0
+    if args.ema or args.step != -1:
+        raise UserError(f"{file} is no run directory: --ema and --step are of a run")
+
     from diffjax.weights import reading
 
     if reading.kind_of(file) == "pickle":
         if args.config or overrides or args.prefix:
             raise UserError(f"{file}: its architecture is in it; leave out --config and --prefix")
-        config, about, params = from_snapshot(file)
+        config, assets, params = from_snapshot(file)
     else:
         if not args.config:
             raise UserError(f"{file} is a state dict: give its architecture by --config FILE")
         config = cli.apply_overrides(cli.load_config(args.config), overrides)
-        config, about, params = from_state_dict(file, config, args.prefix)
-    write(config, {"data": about}, params, out, str(file))
+        config, assets, params = from_state_dict(file, config, args.prefix)
+    write(config, assets, params, out, str(file))
     count = sum(array.size for array in params.values())
+    about = assets["data"]
     shape = "x".join(map(str, about["image_shape"]))
     print(
         f"{out}: {config.network.kind}, {count:,} parameters, {shape}, "
@@ -57,7 +75,7 @@ def main(argv: list[str]) -> int:
 
 
 def from_snapshot(file: Path):
-    """Returns (config, assets' data, {path: array}) of an EDM network snapshot.
+    """Returns (config, assets, {path: array}) of an EDM network snapshot.
 
     Raises:
       UserError: what `edm_pickles.read` and `published` refuse.
@@ -67,19 +85,15 @@ def from_snapshot(file: Path):
 
     architecture, state = edm_pickles.read(reading.mapped(file), str(file))
     config = published.config_of(architecture, str(file))
-    if config.diffusion.precond != "edm":
-        raise UserError(
-            f"{file}: {architecture.wrapper} networks are not sampled yet, only EDMPrecond's"
-        )
     config.name = file.stem
-    taps = config.network.get("resample_filter", (1, 1))
-    params, _ = published.to_params(state, taps, str(file))
+    params, u = published.to_params(state, published.taps_of(config.network), str(file))
     classes = published.num_classes(architecture, str(file))
-    return config, _about(file, published.image_shape(architecture, str(file)), classes), params
+    shape = published.image_shape(architecture, str(file))
+    return config, _assets(file, config, shape, classes, u), params
 
 
 def from_state_dict(file: Path, config, prefix: str):
-    """Returns (config, assets' data, {path: array}) of a state dict and the config of its network.
+    """Returns (config, assets, {path: array}) of a state dict and the config of its network.
 
     Names are the released ones, after a prefix ("state_dict.", "module.") that is found by itself
     where only one fits; or ours, of another run's weights.safetensors.
@@ -91,17 +105,14 @@ def from_state_dict(file: Path, config, prefix: str):
     from diffjax.weights import reading
 
     cli.require(config, {"data.path": str, "network.kind": str})
-    state = reading.read_weights(file)
+    state, u = reading.read_weights(file), None
     if not any("/" in name for name in state):
         state = _without_prefix(state, prefix, file)
-        taps = config.network.get("resample_filter", (1, 1))
-        if config.network.kind == "ncsnpp":
-            taps = (1, 3, 3, 1)
-        state, _ = published.to_params(state, taps, str(file))
+        state, u = published.to_params(state, published.taps_of(config.network), str(file))
     shape, classes = published.named_shape(state, str(file))
     with config.unlocked():
         config.data.path = published.NO_DATA
-    return config, _about(file, shape, classes), state
+    return config, _assets(file, config, shape, classes, u), state
 
 
 def _without_prefix(state: dict, prefix: str, file: Path) -> dict:
@@ -112,7 +123,21 @@ def _without_prefix(state: dict, prefix: str, file: Path) -> dict:
         some = ", ".join(repr(name) for name in found[:8]) or "none"
         raise UserError(f"{file}: which network? give --prefix (prefixes found: {some})")
     head = found[0]
-    return {"model." + n.removeprefix(head): a for n, a in state.items() if n.startswith(head)}
+    kept = {"model." + n.removeprefix(head): a for n, a in state.items() if n.startswith(head)}
+    table = head.removesuffix("model.") + "u"  # iDDPM's, beside the network
+    return kept | ({"u": state[table]} if table in state and head.endswith("model.") else {})
+
+
+def _assets(file: Path, config, shape: tuple[int, int, int], classes: int, u) -> dict:
+    """What the run keeps beside its weights; u is iDDPM's table of noise levels, or None."""
+    from diffjax.systems.edm import preconditioning
+
+    assets = {"data": _about(file, shape, classes)}
+    if cli.flatten(config).get("diffusion.precond") == "iddpm":
+        if u is None:
+            raise UserError(f"{file}: lacks u, the table of noise levels of an iDDPM network")
+        assets[preconditioning.LEVELS] = u
+    return assets
 
 
 def _about(file: Path, shape: tuple[int, int, int], classes: int) -> dict:
@@ -152,6 +177,39 @@ def write(config, assets: dict, params: dict, out: Path, where: str) -> None:
         raise UserError(f"{out}: cannot be written ({error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def export(workdir: Path, out: Path, ema: str, step: int) -> str:
+    """Writes a run's weights as a state dict in safetensors; returns one line that says what.
+
+    EDM's networks get the released names and layouts, constants included, so that the released
+    code loads them; others our names, with "." between the parts, and our layouts.
+
+    Raises:
+      UserError: another ending, no such run, or what `sampling.load_params` refuses.
+    """
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out {out}: a run's weights are written as .safetensors")
+
+    from diffjax import systems
+    from diffjax.run import mesh, sampling
+    from diffjax.systems.edm import preconditioning, published
+    from diffjax.weights import trees
+
+    system, config = systems.load(workdir)
+    params, which = sampling.load_params(
+        system, workdir, mesh.make_mesh(mesh.LOCAL), ema=ema, step=step
+    )
+    params = trees.flatten(sampling.fetch(params))
+    if config.system == "edm" and config.network.kind in published.KINDS:
+        taps = published.taps_of(config.network)
+        state = published.from_params(params, taps, system.assets.get(preconditioning.LEVELS))
+        names = "EDM's names"
+    else:
+        state, names = {path.replace("/", "."): a for path, a in params.items()}, "our names"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    trees.save(state, out, {"source": f"{workdir.name}, {which}"})
+    return f"{out}: {len(state)} arrays under {names} ({workdir}, {which})"
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ def main(argv: list[str]) -> int:
         sharding=mesh.rows(grid), cache=devices.cache_folder() / "reference" if cached else None,
     )  # fmt: skip
 
-    params, which = sampling.load_params(system, workdir, grid, ema=args.ema, step=args.step)
+    params, which = sampling.load_params(
+        system, workdir, grid, ema=args.ema, step=args.step, request=request
+    )
     outputs = sampling.collect(
         system, params, request, num=args.num, seed=args.seed, batch=args.batch, mesh=grid,
         condition=lambda index: system.condition_like(request, source, index), progress=True,

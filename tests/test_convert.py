@@ -35,7 +35,8 @@ def refused(capsys, *argv: object) -> str:
 
 
 def test_what_a_snapshot_becomes(snapshot):
-    config, about, params = convert.from_snapshot(snapshot)
+    config, assets, params = convert.from_snapshot(snapshot)
+    about = assets["data"]
     assert (config.system, config.network.kind, config.name) == ("edm", "song", "tiny")
     assert config.network.resample_filter == (1, 3, 3, 1)
     assert about["image_shape"] == [8, 8, 3]
@@ -64,9 +65,11 @@ def config(snapshot, tmp_path):
 @pytest.mark.parametrize("prefix", ["", "state_dict.", "module."])
 def test_a_state_dict_is_the_same(prefix, snapshot, state, config, tmp_path):
     save_file({prefix + k: v for k, v in state.items()}, tmp_path / "a.safetensors")
-    _, about, params = convert.from_state_dict(tmp_path / "a.safetensors", config[1], "")
-    _, wanted_about, wanted = convert.from_snapshot(snapshot)
+    _, assets, params = convert.from_state_dict(tmp_path / "a.safetensors", config[1], "")
+    _, wanted_assets, wanted = convert.from_snapshot(snapshot)
+    about, wanted_about = assets.pop("data"), wanted_assets.pop("data")
     assert {**about, "fingerprint": ""} == {**wanted_about, "fingerprint": ""}
+    assert not assets and not wanted_assets
     assert sorted(params) == sorted(wanted)
     for path, array in wanted.items():
         np.testing.assert_array_equal(params[path], array)
@@ -146,3 +149,60 @@ def test_weights_of_another_network_leave_nothing(snapshot, state, config, tmp_p
     said = refused(capsys, path, "--out", out, "--config", config[0])
     assert "'map_layer1/bias' has shape (3,), the network wants (16,)" in said
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "tiny.py"]
+
+
+def test_out_and_in_again(snapshot, state, config, tmp_path, capsys):
+    """A snapshot, a run, a state dict, a run: the same arrays at every station."""
+    run, out = tmp_path / "run", tmp_path / "new" / "weights.safetensors"
+    assert convert.main([str(snapshot), "--out", str(run)]) == 0
+    assert convert.main([str(run), "--out", str(out)]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert f"{out}: {len(state)} arrays under EDM's names" in said and "weights.safetensors" in said
+    back = load_file(out)
+    assert sorted(back) == sorted(state)
+    for name, array in state.items():
+        np.testing.assert_array_equal(back[name], array, strict=True)
+    again = tmp_path / "again"
+    assert convert.main([str(out), "--out", str(again), "--config", str(config[0])]) == 0
+    first, second = (load_file(d / "weights.safetensors") for d in (run, again))
+    assert sorted(first) == sorted(second)
+    for name, array in first.items():
+        np.testing.assert_array_equal(second[name], array, strict=True)
+
+
+def test_out_of_another_network(trained, tmp_path, capsys):
+    """Our names with dots; the raw weights and an earlier step too."""
+    from diffjax import systems
+    from diffjax.run import mesh, sampling
+    from diffjax.weights import trees
+
+    system, _ = systems.load(trained)
+    for words, how in [
+        ([], {}),
+        (["--ema", "none"], {"ema": "none"}),
+        (["--step", "3"], {"step": 3}),
+    ]:
+        out = tmp_path / f"weights{''.join(words)}.safetensors"
+        assert convert.main([str(trained), "--out", str(out), *words]) == 0
+        assert "under our names" in capsys.readouterr().out
+        params, _ = sampling.load_params(system, trained, mesh.make_mesh(mesh.LOCAL), **how)
+        wanted = {k.replace("/", "."): np.asarray(a) for k, a in trees.flatten(params).items()}
+        found = load_file(out)
+        assert sorted(found) == sorted(wanted)
+        for name, array in wanted.items():
+            np.testing.assert_array_equal(found[name], array, strict=True)
+
+
+def test_what_does_not_go_out(snapshot, config, trained, tmp_path, capsys):
+    out = tmp_path / "a.safetensors"
+    assert "written as .safetensors" in refused(capsys, trained, "--out", tmp_path / "a.pt")
+    assert "are of a file of weights" in refused(
+        capsys, trained, "--out", out, "--config", config[0]
+    )
+    assert "unknown --ema 'emma'" in refused(capsys, trained, "--out", out, "--ema", "emma")
+    assert "no checkpoint of step 5" in refused(capsys, trained, "--out", out, "--step", "5")
+    assert "is no run directory" in refused(capsys, FILES, "--out", out)
+    assert "--ema and --step are of a run" in refused(
+        capsys, snapshot, "--out", tmp_path / "run", "--step", "3"
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.py"]

@@ -112,7 +112,12 @@ def exponent_to_std(exponent) -> np.ndarray:
 
 
 def std_to_exponent(std) -> np.ndarray:
-    """The inverse of `exponent_to_std`: largest real root of a cubic. float64, std's shape."""
+    """The inverse of `exponent_to_std`: largest real root of a cubic. float64, std's shape.
+
+    Raises UserError unless 0 < std < 1/sqrt(12) = 0.2887, the width of the flat profile.
+    """
+    if not np.all((np.asarray(std) > 0) & (np.asarray(std) < 12**-0.5)):
+        raise UserError(f"ema: relative std {std}: must be above 0 and below 0.2887")
 
     def largest_root(s):
         return np.roots([1, 7, 16 - s**-2.0, 12 - s**-2.0]).real.max()
@@ -135,6 +140,33 @@ def posthoc(seen, std, wanted_seen, wanted_std) -> np.ndarray:
 
     Returns:
       [m, k] float64.
+
+    Raises:
+      UserError: a width out of range, or two stored averages that are one.
+    """
+    a, b, _ = _products(seen, std, wanted_seen, wanted_std)
+    try:
+        weights = np.linalg.solve(a, b)
+    except np.linalg.LinAlgError as error:
+        raise UserError("ema: two of the stored averages are the same one") from error
+    return weights / weights.sum(axis=0)
+
+
+def posthoc_error(weights, seen, std, wanted_seen, wanted_std) -> np.ndarray:
+    """[k] float64: how far the profile that the weights make is from the wanted one.
+
+    The norm of their difference over that of the wanted one, as functions of the images seen: 0 is
+    the average itself. Arguments as `posthoc`, weights its result.
+    """
+    a, b, c = _products(seen, std, wanted_seen, wanted_std)
+    squares = np.einsum("ik,ij,jk->k", weights, a, weights) - 2 * np.sum(weights * b, axis=0) + c
+    return np.sqrt(np.maximum(squares, 0) / c)
+
+
+def _products(seen, std, wanted_seen, wanted_std):
+    """Inner products of profiles: stored with stored, stored with wanted, wanted with themselves.
+
+    [m, m], [m, k] and [k]. EDM2, appendix C.
     """
     t, g = np.asarray(seen, np.float64), std_to_exponent(std)
     to, go = np.float64(wanted_seen), std_to_exponent(np.atleast_1d(wanted_std))
@@ -143,7 +175,5 @@ def posthoc(seen, std, wanted_seen, wanted_std) -> np.ndarray:
         ratio = (ta / tb) ** np.where(ta < tb, gb, -ga)
         return (ga + 1) * (gb + 1) * ratio / ((ga + gb + 1) * np.maximum(ta, tb))
 
-    a = inner(t[:, None], g[:, None], t, g)
-    b = inner(t[:, None], g[:, None], to, go)
-    weights = np.linalg.solve(a, b)
-    return weights / weights.sum(axis=0)
+    stored, column = (t, g), (t[:, None], g[:, None])
+    return inner(*column, *stored), inner(*column, to, go), inner(to, go, to, go)

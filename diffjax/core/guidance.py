@@ -67,7 +67,13 @@ def rescaled(guided, like, phi: float) -> jax.Array:
     return guided * (phi * ratio + 1 - phi)
 
 
-def autoguidance(main: Callable, guide: Callable, scale, interval: tuple | None = None) -> Callable:
+def autoguidance(
+    main: Callable,
+    guide: Callable,
+    scale,
+    interval: tuple | None = None,
+    rescale: float = 0.0,
+) -> Callable:
     """D_guide + w (D_main - D_guide): away from what a worse version of the model would do.
 
     Karras et al. 2024a ("Guiding a diffusion model with a bad version of itself"). The guide is the
@@ -75,7 +81,7 @@ def autoguidance(main: Callable, guide: Callable, scale, interval: tuple | None 
     without the loss of variety that `cfg` brings. Arguments as `cfg`. Together with it:
     cfg(autoguidance(main, guide, 2.0), uncond, 1.5).
     """
-    return cfg(main, guide, scale, interval)
+    return cfg(main, guide, scale, interval, rescale)
 
 
 def clip(denoise: Callable, low: float = -1.0, high: float = 1.0) -> Callable:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffjax.core import processes
 from diffjax.core.processes import Process
 from diffjax.errors import UserError
 
@@ -24,11 +25,13 @@ class Objective:
     time: a standard draw -> t, in the process' own time.
     weight: t -> w, on the squared error of x0.
     standard: which draw `time` takes: "normal" (mean 0, variance 1) or "uniform" ([0, 1)).
+    process: the name of the process whose time that is; "" for any.
     """
 
     time: Callable[[jax.Array], jax.Array]
     weight: Callable[[jax.Array], jax.Array]
     standard: str = "normal"
+    process: str = ""
 
     def sample(self, key: jax.Array, shape: tuple[int, ...], stratified: bool = False) -> jax.Array:
         """Times of `shape` float32, e.g. [B, 1, 1, 1] so that they broadcast against x.
@@ -37,10 +40,18 @@ class Objective:
         all of it, but together they cover it evenly, and the mean loss of a batch is less noisy.
         """
         if stratified:
-            u = strata(key, shape[0]).reshape(shape)
-            return self.time(jax.scipy.special.ndtri(u) if self.standard == "normal" else u)
-        draw = {"normal": jax.random.normal, "uniform": jax.random.uniform}[self.standard]
-        return self.time(draw(key, shape))
+            return self.quantile(strata(key, shape[0]).reshape(shape))
+        return self.time(self.draw(key, shape))
+
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """What `time` takes, of `shape` float32."""
+        return {"normal": jax.random.normal, "uniform": jax.random.uniform}[self.standard](
+            key, shape
+        )
+
+    def quantile(self, u: jax.Array) -> jax.Array:
+        """The time that `time` makes of the standard draw's quantile u in (0, 1); u's shape."""
+        return self.time(jax.scipy.special.ndtri(u) if self.standard == "normal" else u)
 
 
 def strata(key: jax.Array, rows: int) -> jax.Array:
@@ -70,8 +81,14 @@ def loss(objective: Objective, process: Process, denoiser: Callable, x0, t, n) -
         picture.
 
     Raises:
-      UserError: t's shape does not broadcast against x0's.
+      UserError: t's shape does not broadcast against x0's, or the objective counts time on another
+        process.
     """
+    if objective.process and process.name and objective.process != process.name:
+        raise UserError(
+            f"loss: the objective's times and weights are for the process {objective.process}, "
+            f"not for {process.name}"
+        )
     try:
         fits = np.broadcast_shapes(jnp.shape(t), x0.shape) == x0.shape
     except ValueError:
@@ -94,6 +111,7 @@ def edm(p_mean: float = -1.2, p_std: float = 1.2, sigma_data: float = 0.5) -> Ob
     return Objective(
         time=lambda z: jnp.exp(p_mean + p_std * z),
         weight=lambda t: (t**2 + sigma_data**2) / (t * sigma_data) ** 2,
+        process="edm",
     )
 
 
@@ -106,6 +124,7 @@ def vp(beta_d: float = 19.9, beta_min: float = 0.1, eps_t: float = 1e-5) -> Obje
         time=lambda u: 1 + u * (eps_t - 1),
         weight=lambda t: 1 / jnp.expm1(beta_d * t**2 / 2 + beta_min * t),
         standard="uniform",
+        process=processes.vp(beta_d, beta_min).name,
     )
 
 
@@ -118,6 +137,7 @@ def ve(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Objective:
         time=lambda u: (sigma_min * (sigma_max / sigma_min) ** u) ** 2,
         weight=lambda t: 1 / t,
         standard="uniform",
+        process="ve",
     )
 
 
@@ -129,15 +149,22 @@ def flow(mean: float = 0.0, std: float = 1.0) -> Objective:
     return Objective(
         time=lambda z: jax.nn.sigmoid(mean + std * z),
         weight=lambda t: 1 / t**2,
+        process="flow",
     )
 
 
-def uniform_flow() -> Objective:
+def uniform_flow(eps_t: float = 0.0) -> Objective:
     """Flow, for `processes.flow()`: t uniform in (0, 1], w = 1/t^2, a unit weight on n - x0.
 
-    Rectified flow: Liu et al. 2023, eq. 1.
+    Rectified flow: Liu et al. 2023, eq. 1. With eps_t, t is in (eps_t, 1 - eps_t]: a denoiser that
+    is told sigma/alpha needs t < 1.
     """
-    return Objective(time=lambda u: 1 - u, weight=lambda t: 1 / t**2, standard="uniform")
+    return Objective(
+        time=lambda u: (1 - eps_t) - u * (1 - 2 * eps_t),
+        weight=lambda t: 1 / t**2,
+        standard="uniform",
+        process="flow",
+    )
 
 
 def discrete(steps: int, weight: Callable = jnp.ones_like) -> Objective:
@@ -152,6 +179,7 @@ def discrete(steps: int, weight: Callable = jnp.ones_like) -> Objective:
         time=lambda u: jnp.minimum(jnp.floor(u * steps), steps - 1) + 1,
         weight=weight,
         standard="uniform",
+        process=f"discrete({steps} steps)",
     )
 
 

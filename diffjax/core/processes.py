@@ -55,6 +55,7 @@ class Process:
     apply: how A acts on x: multiplication, or e.g. DCT, diagonal, inverse DCT.
     colour: (white, white) -> n, both of x's shape. Most processes take the first as it is; the
       second is for correlated noise.
+    name: which of the constructors made it, with what; "" for none. An objective is checked by it.
     """
 
     alpha: Callable[[Array], Array]
@@ -62,6 +63,7 @@ class Process:
     t_of: Callable[[Array], Array] | None = None
     apply: Callable[[Any, Any], Any] = operator.mul
     colour: Callable[[Any, Any], Any] = lambda first, second: first
+    name: str = ""
 
     def at(self, t) -> Level:
         """The level at time t.
@@ -107,7 +109,9 @@ def _numpy(t):
 
 def edm() -> Process:
     """x_t = x0 + t n: time is the noise level, t >= 0. Karras et al. 2022, Table 1, "Ours"."""
-    return Process(alpha=lambda t: _numpy(t).ones_like(t), sigma=lambda t: t, t_of=lambda r: r)
+    return Process(
+        alpha=lambda t: _numpy(t).ones_like(t), sigma=lambda t: t, t_of=lambda r: r, name="edm"
+    )
 
 
 def ve() -> Process:
@@ -116,6 +120,7 @@ def ve() -> Process:
         alpha=lambda t: _numpy(t).ones_like(t),
         sigma=lambda t: _numpy(t).sqrt(t),
         t_of=lambda r: r**2,
+        name="ve",
     )
 
 
@@ -138,6 +143,7 @@ def vp(beta_d: float = 19.9, beta_min: float = 0.1) -> Process:
         alpha=lambda t: _numpy(t).exp(-integral(t) / 2),
         sigma=lambda t: _numpy(t).sqrt(-_numpy(t).expm1(-integral(t))),
         t_of=t_of,
+        name=f"vp({beta_d}, {beta_min})",
     )
 
 
@@ -166,6 +172,7 @@ def flow(shift: float = 1.0) -> Process:
         alpha=lambda t: 1 - shifted(t),
         sigma=shifted,
         t_of=lambda r: r / (r + shift),
+        name="flow" if shift == 1 else f"flow(shift={shift})",
     )
 
 
@@ -198,6 +205,7 @@ def discrete(betas) -> Process:
         t_of=lambda r: _numpy(r).interp(
             _numpy(r).log1p(r**2), -log_abar, np.arange(len(log_abar), dtype=np.float64)
         ),
+        name=f"discrete({len(betas)} steps)",
     )
 
 
@@ -233,4 +241,5 @@ def scaled(process: Process, scale: Callable[[Array], Array]) -> Process:
         t_of=process.t_of,
         apply=process.apply,
         colour=process.colour,
+        name=process.name,
     )

@@ -69,7 +69,7 @@ def sampling_parser(prog: str, description: str, *, num: int, batch: int) -> Par
     add("--num", type=positive, default=num, help="how many samples")
     add("--seed", type=int, default=0, help="sample s is made of (seed, s)")
     add("--batch", type=positive, default=batch, help="how many at a time, on all devices")
-    add("--ema", default="", help="which EMA; empty: the first; none: raw weights")
+    add("--ema", default="", help="which EMA; empty: the first; none: raw; posthoc:STD")
     add("--step", type=int, default=-1, help="the checkpoint of this step; -1: the newest")
     return parser
 
@@ -223,6 +223,27 @@ def require(config: ConfigDict, fields: dict[str, type], prefix: str = "config")
             raise UserError(f"{prefix}.{name} takes {kind.__name__}, not {value!r}")
         if kind is float and not math.isfinite(value):
             raise UserError(f"{prefix}.{name} {value}: must be finite")
+
+
+def with_defaults(config: ConfigDict, optional: dict) -> ConfigDict:
+    """Returns a copy in which the absent ones of {"group.field": default} have their defaults.
+
+    Raises:
+      UserError: where one that is there is not of its default's type.
+    """
+    config = config.copy_and_resolve_references()
+    config.unlock()
+    flat = _flat(config)
+    require(config, {name: type(value) for name, value in optional.items() if name in flat})
+    for name, value in optional.items():
+        group, last = name.split(".")
+        if not isinstance(config.get(group, ConfigDict()), ConfigDict):
+            raise UserError(f"config.{group} takes a group of fields, not {config[group]!r}")
+        if group not in config:
+            config[group] = ConfigDict()
+        if last not in config[group]:
+            config[group][last] = value
+    return config
 
 
 def flatten(config: ConfigDict | dict) -> dict:

@@ -54,7 +54,7 @@ def train(
         weights, source = load_weights(system, init_from, shapes.params, shardings.params)
 
     # ---- the run directory ------------------------------------------------------------------
-    lock = run_directory.prepare(config, workdir)
+    lock = run_directory.prepare(config, workdir, {**update.OPTIONAL, **system.optional})
     checkpoints = Checkpoints(workdir, keep=config.keep, keep_every=config.keep_every)
     newest = checkpoints.newest()
 
@@ -207,17 +207,17 @@ FIELDS = {
     **dict.fromkeys((*COUNTS, "seed", "batch_size", "accumulate", "keep_every"), int),
     "time_budget": float,
     "optimizer.schedule": str,
-    "optimizer.warmup_steps": int,
     **dict.fromkeys(
         [f"optimizer.{k}" for k in ("learning_rate", "final", "b1", "b2", "eps", "clip")], float
     ),
-    "optimizer.weight_decay": float,
+    **dict.fromkeys(("optimizer.warmup_steps", "optimizer.weight_decay"), float),
 }
 
 
 def check_config(config) -> None:
     """Raises `UserError` for what every config has, where it is absent or makes no sense."""
     cli.require(config, FIELDS)
+    cli.with_defaults(config, update.OPTIONAL)  # whose types it checks
     for group in ("mesh", "ema"):
         if group not in config or not len(config[group]):
             raise UserError(f"config lacks the group {group!r}")

@@ -18,10 +18,11 @@ FREE = ("name", "mesh.", "log_every", "checkpoint_every", "sample_every", "keep"
 FREE += ("num_samples", "data.path", "time_budget", "sampling.")
 
 
-def prepare(config, workdir: Path) -> IO | None:
+def prepare(config, workdir: Path, optional: dict | None = None) -> IO | None:
     """Makes or checks the run directory; returns a file whose lock ends when nobody holds it.
 
-    Process 0 writes and locks (the others get None), and all processes leave together.
+    Process 0 writes and locks (the others get None), and all processes leave together. `optional`
+    are the fields that a config may leave out, with what that means.
 
     Raises:
       UserError: another process trains in it, or it holds a run of another config, or weights
@@ -30,7 +31,7 @@ def prepare(config, workdir: Path) -> IO | None:
     lock = problem = None
     try:
         if jax.process_index() == 0:
-            lock = _prepare(config, workdir)
+            lock = _prepare(config, workdir, optional or {})
     except (UserError, OSError) as error:
         problem = error
     if agreed(float(problem is not None)):
@@ -38,12 +39,12 @@ def prepare(config, workdir: Path) -> IO | None:
     return lock
 
 
-def _prepare(config, workdir: Path) -> IO:
+def _prepare(config, workdir: Path, optional: dict) -> IO:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir} is a file")
     known = workdir / "config.json"
     if known.is_file():
-        refuse_other_config(config, workdir)
+        refuse_other_config(config, workdir, optional)
         if (workdir / WEIGHTS).is_file() and not holds_checkpoint(workdir):
             raise UserError(
                 f"{workdir} holds {WEIGHTS} but no checkpoint to go on from: "
@@ -72,9 +73,9 @@ def _prepare(config, workdir: Path) -> IO:
     return lock
 
 
-def refuse_other_config(config, workdir: Path) -> None:
+def refuse_other_config(config, workdir: Path, optional: dict) -> None:
     """Raises `UserError` with the fields in which the run in `workdir` has another config."""
-    old, new = cli.flatten(cli.read_config(workdir)), cli.flatten(config)
+    old, new = ({**optional, **cli.flatten(c)} for c in (cli.read_config(workdir), config))
     differ = [
         f"{k} {old.get(k)!r} -> {new.get(k)!r}"
         for k in sorted(old.keys() | new.keys())

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from diffjax.errors import UserError, choose
+from diffjax.run import cli, posthoc
 from diffjax.run import mesh as meshes
 from diffjax.run.checkpoints import Checkpoints
 from diffjax.run.system import System
@@ -88,17 +89,30 @@ def fetch(tree):
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def load_params(system: System, workdir: Path, mesh: Mesh, *, ema: str = "", step: int = -1):
+def load_params(
+    system: System, workdir: Path, mesh: Mesh, *, ema: str = "", step: int = -1, request=None
+):
     """Returns (params, description) of a run directory, placed by the system's sharding rules.
 
     Args:
-      ema: which EMA; "" is the first by name, "none" the raw parameters.
+      request: what will be sampled; with it the params are what `system.sample` takes, with the
+        weights of other runs that the request names. Without it they are the run's own alone.
+      ema: which EMA; "" is the first by name, "none" the raw parameters, "posthoc:STD" one of
+        another width, made of the stored ones (`posthoc`).
       step: a checkpoint's step; -1 is the newest. A directory without checkpoints is read from
         its weights.safetensors, the EMA of its last step.
 
     Raises:
       UserError: where what is asked for is not there or cannot be read.
     """
+    params, which = _own_params(system, workdir, mesh, ema, step)
+    if request is None or system.equip is None:
+        return params, which
+    params, added = system.equip(params, request, mesh)
+    return params, f"{which}, {added}" if added else which
+
+
+def _own_params(system: System, workdir: Path, mesh: Mesh, ema: str, step: int):
     if step < -1:
         raise UserError(f"--step {step}: a checkpoint's step, or -1 for the newest")
     shapes = jax.eval_shape(system.init, jax.random.key(0))
@@ -111,6 +125,8 @@ def load_params(system: System, workdir: Path, mesh: Mesh, *, ema: str = "", ste
         if checkpoints.newest() is not None:
             step = checkpoints.newest() if step < 0 else step
             names = {name: name for name in checkpoints.meta(step)["ema"]}
+            if ema.startswith(posthoc.PREFIX):
+                return _posthoc(checkpoints, cli.read_config(workdir), structs, ema, step)
             if ema == "none":
                 found = checkpoints.restore_part("params", structs, step)
             else:
@@ -124,6 +140,18 @@ def load_params(system: System, workdir: Path, mesh: Mesh, *, ema: str = "", ste
         raise UserError(f"{workdir} holds only {WEIGHTS}: --step and --ema need its checkpoints")
     flat = trees.load(file)
     return jax.device_put(trees.fit(flat, shapes, str(file)), shardings), WEIGHTS
+
+
+def _posthoc(checkpoints: Checkpoints, config, structs, ema: str, step: int):
+    """The average that "posthoc:STD" names: a sum over checkpoints in float64, one at a time."""
+    parts, error = posthoc.plan(checkpoints, config, ema, step)
+    total = jax.tree.map(lambda s: np.zeros(s.shape), structs)
+    for part in parts:
+        stored = fetch(checkpoints.restore_part(f"ema/{part.name}", structs, part.step))
+        total = jax.tree.map(lambda t, a, w=part.weight: t + w * np.float64(a), total, stored)
+    params = jax.tree.map(lambda t, s: _global(t.astype(s.dtype), s.sharding), total, structs)
+    about = f"{len(parts)} stored averages, profile off by {error:.2%}"
+    return params, f"step {step}, EMA {ema} ({about})"
 
 
 def check_out(system: System, path: Path) -> None:

@@ -41,6 +41,11 @@ class System:
         known of the source, both may be left out.
       sharding: ((regular expression over a parameter's path, PartitionSpec), ...), first match.
       assets: {name: array or JSON value}: what sampling needs beside weights; kept in `assets/`.
+      optional: {"group.field": default} of the config's fields that may be absent: a run from
+        before a field is the same run as one that gives its default.
+      equip: (params, request, mesh) -> (params, what was added): what `sample` takes for params
+        where the request names weights of other runs; "" and params as they are where it does not.
+        None: no request does. Host side.
       process, denoiser: the core's process and (params, x, t, cond) -> x0, for studies.
     """
 
@@ -58,6 +63,8 @@ class System:
     suffix: str = ".png"
     sharding: tuple = ()
     assets: dict[str, Any] = dataclasses.field(default_factory=dict)
+    optional: dict[str, Any] = dataclasses.field(default_factory=dict)
+    equip: Callable | None = None
     process: Any = None
     denoiser: Callable | None = None
 

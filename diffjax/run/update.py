@@ -34,7 +34,6 @@ class State(NamedTuple):
     bad_step: jax.Array
 
 
-# kind -> (a config's ema.NAME, batch size) -> rule
 # kind: (its fields in config.ema.NAME, (those, the global batch) -> core's rule)
 EMA_RULES = {
     "constant": ({"decay": float}, lambda c, batch: ema_rules.constant(c.decay)),
@@ -42,6 +41,10 @@ EMA_RULES = {
     "half_life": (
         {"images": float, "ramp": float},
         lambda c, batch: ema_rules.half_life(c.images, batch, c.ramp),
+    ),
+    "power": (
+        {"relative_std": float},
+        lambda c, batch: ema_rules.power(float(ema_rules.std_to_exponent(c.relative_std))),
     ),
 }
 
@@ -58,15 +61,24 @@ def ema_rule(name: str, fields, batch_size: int) -> Callable:
         raise UserError(f"{where}: {error}") from error
 
 
+# What a config may leave out, as those of older runs do, and what that means.
+OPTIONAL = {"optimizer.warmup_from_zero": False}
+
+
 def learning_rate(optimizer, step, progress):
     """Linear warm-up over `warmup_steps`, then cosine in progress to `final` times the peak.
 
+    The warm-up counts this step, so that the first is not lost; with `warmup_from_zero` only those
+    before it, as EDM's released loop does, whose first step has the rate 0.
+
     Args:
-      optimizer: a config's `optimizer` (learning_rate, warmup_steps, schedule, final).
+      optimizer: a config's `optimizer` (learning_rate, warmup_steps, schedule, final, and
+        warmup_from_zero, False where it is absent).
       step: int32, completed steps.
       progress: float32 in [0, 1], the done share of the steps or of the time budget.
     """
-    warm = jnp.minimum(1.0, (step + 1) / max(optimizer.warmup_steps, 1))
+    counted = step if optimizer.get("warmup_from_zero", False) else step + 1
+    warm = jnp.minimum(1.0, counted / max(optimizer.warmup_steps, 1))
     if optimizer.schedule == "constant":
         return optimizer.learning_rate * warm
     cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))

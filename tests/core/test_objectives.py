@@ -157,3 +157,35 @@ def test_times_that_do_not_fit_are_refused():
     for t in (jnp.ones(4), jnp.ones((4, 1, 1, 1, 1))):
         with pytest.raises(UserError, match="B, 1, 1, 1"):
             objectives.loss(objectives.edm(), processes.edm(), lambda x, t: x, x0, t, x0)
+
+
+def test_objectives_are_for_their_processes():
+    """A loss on another process would be a number, and wrong."""
+    x0, t = jnp.zeros((2, 3)), jnp.full((2, 1), 0.5)
+    made = {
+        "edm": (objectives.edm(), processes.edm()),
+        "ve": (objectives.ve(), processes.ve()),
+        "vp": (objectives.vp(), processes.vp()),
+        "other vp": (objectives.vp(17.5, 0.2), processes.vp(17.5, 0.2)),
+        "flow": (objectives.flow(), processes.flow()),
+        "shifted": (None, processes.flow(3.0)),
+        "discrete": (objectives.discrete(50), processes.discrete(processes.linear_betas(50))),
+        "longer": (objectives.discrete(99), processes.discrete(processes.linear_betas(99))),
+    }
+    for name, (objective, _) in made.items():
+        for other, (_, process) in made.items():
+            if objective is None:
+                continue
+            go = lambda o=objective, p=process: objectives.loss(o, p, lambda x, t: x, x0, t, x0)
+            if name == other:
+                go()
+            else:
+                with pytest.raises(UserError, match="the objective's times and weights are for"):
+                    go()
+    # The same time on a scaled picture, an unnamed process, an objective for any: all go.
+    scaled = processes.scaled(processes.edm(), lambda t: 1 / (1 + t))
+    objectives.loss(objectives.edm(), scaled, lambda x, t: x, x0, t, x0)
+    plain = processes.Process(alpha=jnp.ones_like, sigma=lambda t: t)
+    objectives.loss(objectives.ve(), plain, lambda x, t: x, x0, t, x0)
+    own = objectives.Objective(time=lambda z: z, weight=lambda t: t)
+    objectives.loss(own, processes.vp(), lambda x, t: x, x0, t, x0)

@@ -33,7 +33,8 @@ def steps(tiny, golden):
         {
             "learning_rate": float(g["lr"]),
             "schedule": "constant",
-            "warmup_steps": int(g["lr_rampup_nimg"]) // batch,
+            "warmup_steps": float(g["lr_rampup_nimg"]) / batch,
+            "warmup_from_zero": True,
             "final": 1.0,
             "b1": 0.9,
             "b2": 0.999,
@@ -66,8 +67,7 @@ def steps(tiny, golden):
     def step(params, average, state, i, *batch):
         value, gradient = jax.value_and_grad(loss)(params, *batch)
         direction, state = tx.update(gradient, state, params)
-        # The original counts the images before the step, and so its ramp begins at 0.
-        rate = update.learning_rate(optimizer, i - 1, 0.0)
+        rate = update.learning_rate(optimizer, i, 0.0)
         params = jax.tree.map(lambda p, d: p - rate * d, params, direction)
         weight = rule(i)
         average = ema.update(average, params, weight)

@@ -112,6 +112,10 @@ def test_learning_rate_at_its_corners(make_config):
     assert rate(9, 0.0) == rate(50, 0.0) == pytest.approx(0.4)
     assert rate(50, 0.5) == pytest.approx(0.4 * (0.25 + 0.75 / 2))
     assert rate(50, 1.0) == rate(50, 1.3) == pytest.approx(0.1)
+    optimizer.warmup_from_zero = True
+    assert rate(0, 0.0) == 0.0
+    assert rate(4, 0.0) == pytest.approx(0.16)
+    assert rate(10, 0.0) == pytest.approx(0.4)
 
 
 def test_accumulation_changes_nothing(run, data, make_config):

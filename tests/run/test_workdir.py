@@ -59,6 +59,19 @@ def test_another_config_is_refused_with_its_fields(copy, tiny_config, capsys):
     assert listing(copy) == before
 
 
+def test_a_run_from_before_a_field_is_that_of_its_default(copy, tiny_config, capsys):
+    known = json.loads((copy / "config.json").read_text())
+    for field in ("precond", "times", "stratified"):
+        del known["diffusion"][field]
+    del known["augment"], known["optimizer"]["warmup_from_zero"]
+    (copy / "config.json").write_text(json.dumps(known))
+    argv = [*tiny_config, "--workdir", str(copy)]
+    assert train.main(argv) == 0
+    assert "was finished already, step 6" in capsys.readouterr().err
+    assert train.main([*argv, "--config.diffusion.precond=vp"]) == 2
+    assert "diffusion.precond 'edm' -> 'vp'" in capsys.readouterr().err
+
+
 def test_free_fields_may_change(copy, tiny_config):
     flags = ["--config.log_every=3", "--config.checkpoint_every=5", "--config.keep=7"]
     flags += ["--config.num_samples=4", "--config.sampling.steps=3", "--config.mesh.data=8"]

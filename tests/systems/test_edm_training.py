@@ -44,8 +44,11 @@ def batch():
     }
 
 
-def make(make_config, *overrides):
-    return systems.make(make_config(*overrides), {"data": ABOUT})
+def make(make_config, *overrides, kind="ddpmpp"):
+    config = make_config(*overrides).copy_and_resolve_references()
+    config.unlock()
+    config.network = {"kind": kind, "augment_dim": 9}
+    return systems.make(config, {"data": ABOUT})
 
 
 def test_the_network_sees_what_its_augmentation_labels_say(probe, make_config, batch):
@@ -95,6 +98,13 @@ def test_probabilities_that_cannot_be(probe, make_config, value):
         make(make_config, f"augment.probability={value}")
 
 
+@pytest.mark.parametrize("kind", ["unet_small", "dit"])
+def test_a_network_that_takes_no_labels_of_augmentation(probe, make_config, kind):
+    make(make_config, kind=kind)
+    with pytest.raises(UserError, match=f"kind {kind} cannot be told .*ddpmpp, ncsnpp, adm"):
+        make(make_config, "augment.probability=0.1", kind=kind)
+
+
 def test_a_network_that_cannot_be_told(root):
     config = cli.load_config(str(root / "configs" / "edm_cifar10.py"))
     config = cli.apply_overrides(config, ["data.path=x", "network.augment_dim=0"])
@@ -122,8 +132,20 @@ def test_configs_are_table_7(name, root):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
     assert images - batch < config.steps * batch <= images
     at = lambda seen: float(update.learning_rate(config.optimizer, seen // batch, 0.0))
-    assert at(5_000_000) == pytest.approx(rate / 2, rel=2e-3)
-    assert at(10_000_000) == at(100_000_000) == pytest.approx(rate)
+    assert at(0) == 0.0  # images seen before the step count
+    seen = 5_000_000 // batch * batch
+    assert at(seen) == pytest.approx(rate * seen / 10_000_000, rel=1e-6)
+    assert at(10_000_000 + batch) == at(100_000_000) == pytest.approx(rate)
     rule = update.ema_rule("ema", config.ema.ema, batch)
     half_life = 50e6 if "imagenet" in name else 0.5e6
     assert rule(1_500_000_000 // batch) == ema.half_life(half_life, batch)(1_500_000_000 // batch)
+
+
+def test_the_learning_rate_is_the_released_loops(root):
+    """Its first 400 steps on CIFAR-10; the golden file has float64 of the original."""
+    config = cli.load_config(str(root / "configs" / "edm_cifar10.py"))
+    with np.load(root / "tests" / "golden" / "core" / "ema.npz") as g:
+        wanted = g["edm_lr"]
+    rate = jax.jit(lambda step: update.learning_rate(config.optimizer, step, 0.0))
+    np.testing.assert_allclose(rate(np.arange(400)), wanted, rtol=1e-6)
+    assert wanted[0] == 0 and wanted[1] == pytest.approx(1e-3 * 512 / 10e6)

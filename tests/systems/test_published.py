@@ -25,10 +25,6 @@ def architecture(name: str) -> Architecture:
     return Architecture(about["precond"], arguments, {"sigma_data": 0.5}, arguments["model_type"])
 
 
-def taps(config) -> tuple[int, ...]:
-    return config.network.get("resample_filter", (1, 1))
-
-
 def small_state(name: str, filter_taps) -> dict[str, np.ndarray]:
     """Its names and ranks, each array of another content, with short sides instead of long ones."""
     wanted = np.outer(filter_taps, filter_taps)[None, None] / np.sum(filter_taps) ** 2
@@ -43,16 +39,30 @@ def small_state(name: str, filter_taps) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_names_there_and_back(name):
-    filter_taps = taps(published.config_of(architecture(name), name))
+    filter_taps = published.taps_of(published.config_of(architecture(name), name).network)
     state = small_state(name, filter_taps)
     params, u = published.to_params(state, filter_taps, name)
     assert (u is not None) == ("u" in state)
     assert not any("resample_filter" in path or "." in path for path in params)
-    back = published.from_params(params)
-    wanted = {k: v for k, v in state.items() if not k.endswith("resample_filter") and k != "u"}
-    assert list(back) == list(wanted)
-    for key, array in wanted.items():
+    back = published.from_params(params, filter_taps, u)
+    assert sorted(back) == sorted(state)  # constants and buffers too: the released code wants them
+    for key, array in state.items():
         np.testing.assert_array_equal(back[key], array, strict=True)
+
+
+@pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp", "skip", "adm", "adm_sigma"])
+def test_names_of_other_settings(name):
+    """Encoder and decoder of type "skip" among them, which no published network has."""
+    manifest = json.loads((FILES.with_name("nets") / f"manifest_tiny_{name}.json").read_text())
+    filter_taps = (1, 1) if name in ("ddpmpp", "adm", "adm_sigma") else (1, 3, 3, 1)
+    made = np.outer(filter_taps, filter_taps)[None, None] / np.sum(filter_taps) ** 2
+    state = {
+        key: np.asarray(made if key.endswith("resample_filter") else np.ones(shape), np.float32)
+        for key, (shape, _) in manifest.items()
+    }
+    params, u = published.to_params(state, filter_taps, name)
+    back = published.from_params(params, filter_taps, u)
+    assert {k: a.shape for k, a in back.items()} == {k: a.shape for k, a in state.items()}
 
 
 def test_layouts():
@@ -220,7 +230,7 @@ def test_translated_weights_give_the_originals_output():
     }
     config = published.config_of(Architecture("EDMPrecond", arguments, {}, "SongUNet"), "here")
     state = {name: by_rule(name, shape) for name, (shape, _) in manifest.items()}
-    params, _ = published.to_params(state, taps(config), "here")
+    params, _ = published.to_params(state, published.taps_of(config.network), "here")
     net = nets.make(config.network, channels=3, num_classes=10, shape=(16, 16, 3))
     with np.load(folder / "net_ncsnpp.npz") as golden:
         x, wanted = (golden[name].transpose(0, 2, 3, 1) for name in ("x", "F"))

@@ -10,44 +10,33 @@ And the original sets gradients that are not finite to numbers; here such a step
 (`run/update.py`).
 """
 
-import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffjax import nets
-from diffjax.core import denoisers, grids, guidance, objectives, processes, samplers
+from diffjax.core import denoisers, objectives, processes, samplers
 from diffjax.data import augment, sources
-from diffjax.errors import UserError, choose, did_you_mean
+from diffjax.errors import UserError
 from diffjax.metrics import report
-from diffjax.run import cli, pictures
+from diffjax.run import cli, pictures, sampling
 from diffjax.run.system import System
-
-
-def _field(default, help: str):
-    return dataclasses.field(default=default, metadata={"help": help})
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What one call of the sampler is asked for; the defaults come from the run's config."""
-
-    steps: int = _field(18, "sampler steps; heun evaluates the network 2 steps - 1 times")
-    sampler: str = _field("heun", "heun, euler, ddim, ancestral, dpmpp, dpmpp_sde or unipc")
-    guidance: float = _field(1.0, "classifier-free guidance scale; 1 is none")
-    cond: str = _field("", "class names or numbers, comma-separated; empty: all classes in turn")
-    sigma_min: float = _field(0.002, "smallest noise level before 0")
-    sigma_max: float = _field(80.0, "noise level of the start")
-    rho: float = _field(7.0, "shape of the noise levels, equation 5")
-    churn: float = _field(0.0, "S_churn of Algorithm 2 (heun and euler)")
-    eta: float = _field(0.0, "0 deterministic .. 1 ancestral (ddim, dpmpp)")
-
+from diffjax.systems.edm import preconditioning, training
+from diffjax.systems.edm.guiding import Guided, guided, open_guide
+from diffjax.systems.edm.request import (
+    Request,
+    check,
+    default_request,
+    labels_of,
+    noise_levels,
+    solve,
+)
 
 ASIDE = 2**32 - 1  # a stream of randomness above every row and every split
 
-SAMPLERS = ("heun", "euler", "ddim", "ancestral", "dpmpp", "dpmpp_sde", "unipc")
 FIELDS = {
     "data.path": str,
     "data.image_size": int,
@@ -56,6 +45,13 @@ FIELDS = {
     **dict.fromkeys(
         [f"diffusion.{k}" for k in ("sigma_data", "p_mean", "p_std", "label_dropout")], float
     ),
+}
+# What a config may leave out, as those of older runs do, and what that means.
+OPTIONAL = {
+    "diffusion.precond": "edm",
+    "diffusion.times": "lognormal",
+    "diffusion.stratified": False,
+    "augment.probability": 0.0,
 }
 
 
@@ -71,25 +67,29 @@ def make(config, assets: dict | None = None) -> System:
         return sources.open_source(config.data.path, split, config.data.image_size or None)
 
     cli.require(config, FIELDS)
+    config = cli.with_defaults(config, OPTIONAL)
     if not config.data.path:
         raise UserError(
             "config.data.path is empty: give a folder, a .npz, an EDM .zip, tfds:NAME, or emoji"
         )
     if config.data.image_size < 0:
         raise UserError(f"config.data.image_size {config.data.image_size}: pixels, 0: as they are")
-    request = _default_request(config)
-    assets = {"data": _describe(data("train"))} if assets is None else assets
+    request = default_request(config)
+    settings = config.diffusion
+    if assets is None:
+        assets = {"data": _describe(data("train")), **preconditioning.assets(settings.precond)}
     about = _checked(assets)
     shape, names = tuple(about["image_shape"]), tuple(about["class_names"])
     null = len(names)
-    net = nets.make(config.network, channels=shape[-1], num_classes=len(names), shape=shape)
+    levels = assets.get(preconditioning.LEVELS)
+    wrapper = preconditioning.make(settings.precond, settings.sigma_data, levels)
+    outputs = wrapper.outputs * shape[-1]
+    net = nets.make(config.network, channels=outputs, num_classes=len(names), shape=shape)
     process = processes.edm()
-    settings = config.diffusion
-    objective = objectives.edm(settings.p_mean, settings.p_std, settings.sigma_data)
-    coefficients = denoisers.edm_coefficients(settings.sigma_data)
+    objective, trained_on = training.objective(settings)
     if not 0 <= settings.label_dropout < 1:
         raise UserError("config.diffusion.label_dropout must be in [0, 1)")
-    pipe = _pipe(config)
+    pipe = training.pipe(config)
     if settings.sigma_data <= 0 or settings.p_std <= 0:
         raise UserError("config.diffusion.sigma_data and p_std must be above 0")
 
@@ -98,23 +98,29 @@ def make(config, assets: dict | None = None) -> System:
         inputs = ((1, *shape), jnp.float32), ((1,), jnp.float32), ((1,), jnp.int32)
         return net.lazy_init(key, *(struct(*i) for i in inputs))["params"]
 
-    def estimate(params, x, ratio, label, **training):
+    def estimate(params, x, ratio, label, **told):
         """D(x; sigma): x [B, H, W, C], ratio broadcasting against x, label int32 [B]."""
 
         def network(x, c_noise, label):
             c_noise = jnp.broadcast_to(c_noise.reshape(-1), x.shape[:1])
-            return net.apply({"params": params}, x, c_noise, label, **training)
+            return net.apply({"params": params}, x, c_noise, label, **told)[..., : shape[-1]]
 
-        return denoisers.preconditioned(network, coefficients)(x, ratio, label)
+        return denoisers.preconditioned(network, wrapper.coefficients)(x, ratio, label)
 
-    def denoiser(params, x, t, label, **training):
-        on_edm = lambda x, ratio: estimate(params, x, ratio, label, **training)
+    def denoiser(params, x, t, label, process=process, **told):
+        on_edm = lambda x, ratio: estimate(params, x, ratio, label, **told)
         return denoisers.on(process, on_edm)(x, t)
 
     def loss(params, batch, key):
         rows = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
         keys = jax.vmap(lambda k: jax.random.split(k, 3))(rows)
-        draw = jax.vmap(lambda k: jax.random.normal(k, (1, 1, 1)))(keys[:, 0])
+        if settings.stratified:
+            # Of the whole batch, from one key: each slice and device takes its rows' shares.
+            aside = jax.random.fold_in(jax.random.fold_in(key, ASIDE), ASIDE)
+            share = objectives.strata(aside, config.batch_size)[batch["row"]]
+            t = objective.quantile(share.reshape(-1, 1, 1, 1))
+        else:
+            t = objective.time(jax.vmap(lambda k: objective.draw(k, (1, 1, 1)))(keys[:, 0]))
         n = jax.vmap(lambda k: jax.random.normal(k, shape))(keys[:, 1])
         label = batch.get("label", jnp.zeros_like(batch["row"]))
         if null:
@@ -128,34 +134,53 @@ def make(config, assets: dict | None = None) -> System:
         # One key for all rows, as masks of one draw are cheapest; it differs between the slices of
         # config.accumulate, whose first rows differ.
         dropout = jax.random.fold_in(jax.random.fold_in(key, ASIDE), batch["row"][0])
-        training = {"augment": moved, "train": True, "rngs": {"dropout": dropout}}
+        told = {"augment": moved, "train": True, "rngs": {"dropout": dropout}}
         error = objectives.loss(
             objective,
-            process,
-            lambda x, t: denoiser(params, x, t, label, **training),
+            trained_on,
+            lambda x, t: denoiser(params, x, t, label, trained_on, **told),
             x0,
-            objective.time(draw),
+            t,
             n,
         )
         return jnp.mean(error), {}
 
+    @functools.cache
+    def guide_of(workdir: str) -> System:
+        return open_guide(workdir, about)
+
+    def check_request(request: Request) -> None:
+        check(request, wrapper)
+        if request.autoguide:
+            guide_of(request.autoguide)
+
     def condition(request: Request, index: np.ndarray) -> np.ndarray:
-        _check(request)
-        labels = _labels(request.cond, names)
+        check_request(request)
+        labels = labels_of(request.cond, names)
         return labels[index % len(labels)]
 
+    def equip(params, request: Request, mesh):
+        if not request.autoguide:
+            return params, ""
+        workdir, step = Path(request.autoguide), request.autoguide_step
+        guide, which = sampling.load_params(guide_of(request.autoguide), workdir, mesh, step=step)
+        return Guided(params, guide), f"guided by {workdir}, {which}"
+
     def sample(params, keys, label, request: Request):
+        grid, hat = noise_levels(request, wrapper)
+        uncond = guide = None
+        if request.autoguide:
+            theirs, params = params.guide, params.params
+            guide = lambda x, t: guide_of(request.autoguide).denoiser(theirs, x, t, label)
         params = nets.rounded(config.network, params)
-        grid = grids.karras(request.steps, request.sigma_min, request.sigma_max, request.rho)
-        denoise = lambda x, t: denoiser(params, x, t, label)
         if null and request.guidance != 1:
             nobody = jnp.full_like(label, null)
-            denoise = guidance.cfg(
-                denoise, lambda x, t: denoiser(params, x, t, nobody), request.guidance
-            )
+            uncond = lambda x, t: denoiser(params, x, t, nobody)
+        denoise = guided(lambda x, t: denoiser(params, x, t, label), uncond, guide, request)
         normal = samplers.draws(keys, shape, process)
         # Draw 0 is the start, draw k + 1 is the sampler's k-th.
-        x = solve(request, denoise, process, grid, normal(0) * grid[0], lambda k: normal(k + 1))
+        start, noise = normal(0) * grid[0], lambda k: normal(k + 1)
+        x = solve(request, denoise, process, grid, hat, start, noise)
         image = jnp.clip(127.5 * x + 128, 0, 255).astype(jnp.uint8)
         return {"image": image, "label": label}
 
@@ -164,7 +189,7 @@ def make(config, assets: dict | None = None) -> System:
         pictures.labelled_grid(outputs["image"], labels, names, path)
 
     def condition_like(request: Request, source, index: np.ndarray) -> np.ndarray:
-        _check(request)
+        check_request(request)
         if request.cond:
             raise UserError("--cond: samples that are scored take the reference's classes")
         if not null:
@@ -191,55 +216,11 @@ def make(config, assets: dict | None = None) -> System:
         balanced=config.data.balanced and bool(null),
         sharding=nets.sharding(config.network),
         assets=assets,
+        optional=OPTIONAL,
+        equip=equip,
         process=process,
         denoiser=denoiser,
     )
-
-
-def _pipe(config) -> augment.Pipe | None:
-    """The augmentation that config.augment asks for; None where its probability is 0."""
-    if "augment" not in config:  # runs from before the field
-        return None
-    cli.require(config, {"augment.probability": float})
-    pipe = augment.Pipe(config.augment.probability)
-    if not 0 <= pipe.probability <= 1:
-        raise UserError(f"config.augment.probability {pipe.probability}: must be in [0, 1]")
-    # A network that cannot be told of the transformation learns to draw transformed pictures.
-    told = config.network.get("augment_dim", pipe.label_dim)
-    if pipe.probability and told != pipe.label_dim:
-        raise UserError(
-            f"config.network.augment_dim {told}: must be {pipe.label_dim} where "
-            "config.augment.probability is above 0"
-        )
-    return pipe if pipe.probability else None
-
-
-def _default_request(config) -> Request:
-    """The Request with the config's `sampling` for defaults."""
-    known = {f.name: type(f.default) for f in dataclasses.fields(Request)}
-    given = config.get("sampling", {})
-    for name in given:
-        choose(name, known, "field of config.sampling:")
-    cli.require(given, {name: known[name] for name in given}, "config.sampling")
-    return Request(**{name: known[name](given[name]) for name in given})
-
-
-def solve(request: Request, denoise, process, grid, x, noise):
-    """Runs the sampler that the request names from x at the grid's first level to x0."""
-    if request.sampler == "ddim":
-        return samplers.ddim(
-            denoise, process, grid, x, noise, delta=samplers.posterior(request.eta)
-        )
-    if request.sampler == "ancestral":
-        return samplers.ddim(denoise, process, grid, x, noise, delta=samplers.posterior(1.0))
-    if request.sampler in ("dpmpp", "dpmpp_sde"):
-        eta = 1.0 if request.sampler == "dpmpp_sde" else request.eta
-        return samplers.dpmpp(denoise, process, grid, x, noise, eta=eta)
-    if request.sampler == "unipc":
-        return samplers.unipc(denoise, process, grid, x)
-    hat = samplers.churn(grid, request.churn) if request.churn else None
-    order = 2 if request.sampler == "heun" else 1
-    return samplers.ode(denoise, process, grid, x, noise, hat=hat, order=order)
 
 
 def to_float(image: jax.Array) -> jax.Array:
@@ -266,44 +247,3 @@ def _checked(assets: dict) -> dict:
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise UserError("assets/data.json: class_names is no list of names")
     return about
-
-
-def _check(request: Request) -> None:
-    choose(request.sampler, dict.fromkeys(SAMPLERS), "--sampler")
-    if request.steps < 1 or request.steps > 10_000:
-        raise UserError(f"--steps {request.steps}: must be from 1 to 10000")
-    if not 0 < request.sigma_min < request.sigma_max:
-        raise UserError(
-            f"--sigma_min {request.sigma_min} must be above 0 and below "
-            f"--sigma_max {request.sigma_max}"
-        )
-    for name, low, high in (
-        ("rho", 0.1, 1e3),
-        ("churn", 0.0, 1e6),
-        ("eta", 0.0, 1.0),
-        ("guidance", -1e4, 1e4),
-        ("sigma_max", 0.0, 1e9),
-    ):
-        value = getattr(request, name)
-        if not low <= value <= high:  # NaN fails too
-            raise UserError(f"--{name} {value}: must be from {low:g} to {high:g}")
-
-
-def _labels(cond: str, names: tuple[str, ...]) -> np.ndarray:
-    """The labels that `--cond` asks for, by name or number; all of them where it is empty."""
-    if not names:
-        if cond:
-            raise UserError(f"--cond {cond}: this model has no classes")
-        return np.zeros(1, np.int32)
-    if not cond:
-        return np.arange(len(names), dtype=np.int32)
-    labels = []
-    for word in cond.split(","):
-        word = word.strip()
-        if word in names:
-            labels.append(names.index(word))
-        elif word.isdecimal() and int(word) < len(names):
-            labels.append(int(word))
-        else:
-            raise UserError(f"--cond: no class {word!r}{did_you_mean(word, names)}")
-    return np.asarray(labels, np.int32)

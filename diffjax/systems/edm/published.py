@@ -22,12 +22,18 @@ from ml_collections import ConfigDict
 from diffjax.errors import UserError, choose
 from diffjax.weights.edm_pickles import Architecture
 
-# Wrapper's class -> (config.diffusion.precond, whether the network gives variances too).
-PRECONDITIONINGS = {
-    "EDMPrecond": ("edm", False),
-    "VPPrecond": ("vp", False),
-    "VEPrecond": ("ve", False),
-    "iDDPMPrecond": ("iddpm", True),
+# Wrapper's class -> precond and times of config.diffusion: as the published ones were trained.
+# iDDPM's own training, which learns variances too, is not here; EDM's serves to fine-tune it.
+WRAPPERS = {
+    "EDMPrecond": ("edm", "lognormal"),
+    "VPPrecond": ("vp", "vp"),
+    "VEPrecond": ("ve", "ve"),
+    "iDDPMPrecond": ("iddpm", "lognormal"),
+}
+# The wrappers' own constants, of which ours are made with these. iDDPM's are in its table.
+CONSTANTS = {
+    "VPPrecond": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000, "epsilon_t": 1e-5},
+    "VEPrecond": {"sigma_min": 0.02, "sigma_max": 100},
 }
 # What the constructors of the released code take where the file gives nothing (training/networks.py
 # there): Karras et al. 2022, Table 7, has the same.
@@ -54,6 +60,7 @@ DHARIWAL = {
     "dropout": 0.10,
     "augment_dim": 0,
 }
+KINDS = ("ddpmpp", "ncsnpp", "adm", "song", "dhariwal")  # of config.network: EDM's networks
 NETWORKS = {"SongUNet": ("song", SONG), "DhariwalUNet": ("dhariwal", DHARIWAL)}
 LARGEST = 8192  # of any number in an architecture; a file could ask for a billion layers
 NO_DATA = "a published training set, which is not here: give --ref"
@@ -113,31 +120,69 @@ def _check_filter(array: np.ndarray, taps, what: str) -> None:
         raise UserError(f"{what} is not the filter {list(taps)} that the network is built with")
 
 
-def from_params(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Translates our {path: array} back to published names and layouts, constants left out."""
-    state = {}
+def from_params(
+    params: dict[str, np.ndarray], taps: tuple[int, ...], u: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Translates our {path: array} back: the state dict that the released network would have.
+
+    Args:
+      params, u: `Published`.
+      taps: the resampling filter; the convolutions that resample have it as a constant.
+    """
+    state = {} if u is None else {"u": u}
     for path, array in params.items():
         *parents, last = path.split("/")
         if last == "kernel":
             array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
         last = {"kernel": "weight", "scale": "weight"}.get(last, last)
         state[".".join(["model", *parents, last])] = array
-    return state
+    constant = np.outer(taps, taps)[None, None] / np.sum(taps) ** 2
+    return state | {f"{name}.resample_filter": constant.astype(np.float32) for name in _fir(params)}
+
+
+def _fir(params: dict[str, np.ndarray]) -> list[str]:
+    """The released names of the convolutions that resample, some of which have no weights."""
+    modules = {tuple(path.split("/")[:2]) for path in params}
+    # A decoder of type "skip" has an output at every level, and enlarges those of the coarser ones.
+    outputs = sum(name.endswith("_aux_norm") for _, name in modules)
+    found = []
+    for half, name in sorted(modules):
+        whole = f"model.{half}.{name}"
+        if name.endswith(("_down", "_up")):
+            found += [f"{whole}.conv0", f"{whole}.skip"]
+            if name.endswith("_up") and outputs > 1:
+                found.append(whole.replace("_up", "_aux_up"))
+        elif name.endswith("_aux_residual"):
+            found.append(whole)
+        elif name.endswith("_aux_skip"):
+            found.append(whole.replace("_aux_skip", "_aux_down"))
+    return found
+
+
+def taps_of(network) -> tuple[int, ...]:
+    """Returns the resampling filter along one axis of a config's `network`, of an EDM kind."""
+    if network.kind == "ncsnpp":
+        return (1, 3, 3, 1)
+    return tuple(network.get("resample_filter", (1, 1)))
 
 
 def config_of(architecture: Architecture, where: str) -> ConfigDict:
     """Returns the run's config that a snapshot's architecture implies.
 
     `network` has kind "song" or "dhariwal" and the fields of that kind; `diffusion` the wrapper's
-    `precond` and sigma_data; `sampling` the published grid: 18 steps (35 evaluations) up to 32x32,
-    40 (79) above (Karras et al. 2022, Table 2).
+    `precond`, the `times` of its training, and sigma_data; `sampling` the published grid: 18 steps
+    (35 evaluations) up to 32x32, 40 (79) above (Karras et al. 2022, Table 2).
 
     Raises:
-      UserError: a network that is not EDM's, or a number that none of its networks has.
+      UserError: a network or a wrapper that is not EDM's, or a number that none of them has.
     """
     given = {**architecture.arguments, **architecture.inner_arguments}
     kind, defaults = choose(architecture.inner, NETWORKS, f"network in {where}:")
-    precond, _ = choose(architecture.wrapper, PRECONDITIONINGS, f"wrapper in {where}:")
+    precond, times = choose(architecture.wrapper, WRAPPERS, f"wrapper in {where}:")
+    for name, value in CONSTANTS.get(architecture.wrapper, {}).items():
+        if architecture.attributes.get(name, value) != value:
+            found = ascii(architecture.attributes[name])[:60]
+            raise UserError(f"{where}: {architecture.wrapper} with {name} {found}, not {value}")
     network = {"kind": kind, "dtype": "float32"}
     for name, default in defaults.items():
         network[name] = _checked(name, given.get(name, default), default, where)
@@ -153,6 +198,7 @@ def config_of(architecture: Architecture, where: str) -> ConfigDict:
             "network": network,
             "diffusion": {
                 "precond": precond,
+                "times": times,
                 "sigma_data": _checked("sigma_data", sigma_data, 0.5, where),
                 "p_mean": -1.2,
                 "p_std": 1.2,

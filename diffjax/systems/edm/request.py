@@ -1,0 +1,170 @@
+"""What sample.py may ask of an EDM run: the request, its checks, and the sampler that it names."""
+
+import dataclasses
+
+import numpy as np
+
+from diffjax.core import denoisers, grids, processes, samplers
+from diffjax.errors import UserError, choose, did_you_mean
+from diffjax.run import cli
+from diffjax.systems.edm.preconditioning import Preconditioning
+
+
+def _field(default, help: str):
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+EVERYWHERE = 1e9  # above every noise level; JSON has no infinity
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What one call of the sampler is asked for; the defaults come from the run's config."""
+
+    steps: int = _field(18, "sampler steps; heun evaluates the network 2 steps - 1 times")
+    sampler: str = _field("heun", "heun, euler, ddim, ancestral, dpmpp, dpmpp_sde or unipc")
+    guidance: float = _field(1.0, "classifier-free guidance scale; 1 is none")
+    guidance_min: float = _field(0.0, "guide only above this noise level")
+    guidance_max: float = _field(EVERYWHERE, "guide only up to this noise level")
+    rescale: float = _field(0.0, "0 .. 1: how far guided contrast goes back to the unguided one")
+    autoguide: str = _field("", "a run directory whose weights guide: a worse model of the same")
+    autoguide_scale: float = _field(2.0, "how far away from that model; 1 is none")
+    autoguide_step: int = _field(-1, "that run's checkpoint of this step; -1: its newest")
+    cond: str = _field("", "class names or numbers, comma-separated; empty: all classes in turn")
+    sigma_min: float = _field(0.002, "smallest noise level before 0; what the network knows bounds")
+    sigma_max: float = _field(80.0, "noise level of the start; what the network knows bounds it")
+    grid: str = _field("edm", "levels in between, Table 1: edm (equation 5), vp, ve or iddpm")
+    rho: float = _field(7.0, "shape of the noise levels of grid edm, equation 5")
+    churn: float = _field(0.0, "S_churn of Algorithm 2 (heun and euler)")
+    s_min: float = _field(0.0, "S_min of Algorithm 2: churn only at this noise level or above")
+    s_max: float = _field(EVERYWHERE, "S_max of Algorithm 2: churn only up to this noise level")
+    s_noise: float = _field(1.0, "S_noise of Algorithm 2: standard deviation of churn's noise")
+    eta: float = _field(0.0, "0 deterministic .. 1 ancestral (ddim, dpmpp)")
+
+
+GRIDS = {
+    "edm": lambda n, low, high, rho, u: grids.karras(n, low, high, rho),
+    "vp": lambda n, low, high, rho, u: grids.vp(n, *processes.vp_betas(low, high)),
+    "ve": lambda n, low, high, rho, u: grids.exponential(n, low, high),
+    "iddpm": lambda n, low, high, rho, u: grids.of_levels(n, u, low, high),
+}
+SAMPLERS = ("heun", "euler", "ddim", "ancestral", "dpmpp", "dpmpp_sde", "unipc")
+
+
+def default_request(config) -> Request:
+    """The Request with the config's `sampling` for defaults."""
+    known = {f.name: type(f.default) for f in dataclasses.fields(Request)}
+    given = config.get("sampling", {})
+    for name in given:
+        choose(name, known, "field of config.sampling:")
+    cli.require(given, {name: known[name] for name in given}, "config.sampling")
+    if given.get("autoguide"):
+        raise UserError("config.sampling.autoguide: other runs are named by sample.py's flag alone")
+    return Request(**{name: known[name](given[name]) for name in given})
+
+
+def check(request: Request, wrapper: Preconditioning) -> None:
+    """Raises `UserError` for the first flag that cannot be met, whatever the classes."""
+    choose(request.sampler, dict.fromkeys(SAMPLERS), "--sampler")
+    if request.steps < 1 or request.steps > 10_000:
+        raise UserError(f"--steps {request.steps}: must be from 1 to 10000")
+    if not 0 < request.sigma_min < request.sigma_max:
+        raise UserError(
+            f"--sigma_min {request.sigma_min} must be above 0 and below "
+            f"--sigma_max {request.sigma_max}"
+        )
+    for name, low, high in (
+        ("rho", 0.1, 1e3),
+        ("churn", 0.0, 1e6),
+        ("eta", 0.0, 1.0),
+        ("s_min", 0.0, EVERYWHERE),
+        ("s_max", 0.0, EVERYWHERE),
+        ("s_noise", 0.0, 10.0),
+        ("guidance", -1e4, 1e4),
+        ("guidance_min", 0.0, EVERYWHERE),
+        ("guidance_max", 0.0, EVERYWHERE),
+        ("rescale", 0.0, 1.0),
+        ("autoguide_scale", -1e4, 1e4),
+        ("sigma_max", 0.0, EVERYWHERE),
+    ):
+        value = getattr(request, name)
+        if not low <= value <= high:  # NaN fails too
+            raise UserError(f"--{name} {value}: must be from {low:g} to {high:g}")
+    for low, high in ("s_min", "s_max"), ("guidance_min", "guidance_max"):
+        below, above = getattr(request, low), getattr(request, high)
+        if below > above:
+            raise UserError(f"--{low} {below:g} is above --{high} {above:g}")
+    noise_levels(request, wrapper)
+
+
+def noise_levels(request: Request, wrapper: Preconditioning) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ([N + 1] levels that end with 0, [N] levels that the steps begin from), float64.
+
+    Algorithm 2, lines 3 to 6, in the released form: the range is cut to what the network was
+    trained for, and levels are moved to the nearest that it knows. Of levels that fall together
+    one is kept: a step between equal levels changes nothing.
+
+    Raises:
+      UserError: a range in which the network knows nothing, or levels that do not decrease.
+    """
+    low = max(request.sigma_min, wrapper.lowest)
+    high = min(request.sigma_max, wrapper.highest)
+    if low >= high:
+        raise UserError(
+            f"--sigma_min {request.sigma_min} and --sigma_max {request.sigma_max}: the network "
+            f"knows noise levels from {wrapper.lowest:.4g} to {wrapper.highest:.4g}"
+        )
+    make = choose(request.grid, GRIDS, "--grid")
+    table = denoisers.iddpm_levels() if wrapper.levels is None else wrapper.levels
+    with np.errstate(invalid="ignore"):  # vp's, of a range that it cannot have
+        grid = make(request.steps, low, high, request.rho, table)
+    if not np.all(np.diff(grid) < 0):
+        raise UserError(f"--grid {request.grid}: no levels that decrease from {high:g} to {low:g}")
+    hat = samplers.churn(grid, request.churn, request.s_min, request.s_max)
+    if wrapper.levels is not None:
+        grid, hat = (grids.nearest(a, wrapper.levels) for a in (grid, hat))
+        apart = np.diff(grid) < 0
+        grid, hat = grid[np.append(apart, True)], hat[apart]
+    return grid, hat
+
+
+def labels_of(cond: str, names: tuple[str, ...]) -> np.ndarray:
+    """The labels that `--cond` asks for, by name or number; all of them where it is empty."""
+    if not names:
+        if cond:
+            raise UserError(f"--cond {cond}: this model has no classes")
+        return np.zeros(1, np.int32)
+    if not cond:
+        return np.arange(len(names), dtype=np.int32)
+    labels = []
+    for word in cond.split(","):
+        word = word.strip()
+        if word in names:
+            labels.append(names.index(word))
+        elif word.isdecimal() and int(word) < len(names):
+            labels.append(int(word))
+        else:
+            raise UserError(f"--cond: no class {word!r}{did_you_mean(word, names)}")
+    return np.asarray(labels, np.int32)
+
+
+def solve(request: Request, denoise, process, grid, hat, x, noise):
+    """Runs the sampler that the request names from x at the grid's first level to x0.
+
+    grid, hat: `noise_levels`.
+    """
+    if request.sampler == "ddim":
+        return samplers.ddim(
+            denoise, process, grid, x, noise, delta=samplers.posterior(request.eta)
+        )
+    if request.sampler == "ancestral":
+        return samplers.ddim(denoise, process, grid, x, noise, delta=samplers.posterior(1.0))
+    if request.sampler in ("dpmpp", "dpmpp_sde"):
+        eta = 1.0 if request.sampler == "dpmpp_sde" else request.eta
+        return samplers.dpmpp(denoise, process, grid, x, noise, eta=eta)
+    if request.sampler == "unipc":
+        return samplers.unipc(denoise, process, grid, x)
+    order = 2 if request.sampler == "heun" else 1
+    return samplers.ode(
+        denoise, process, grid, x, noise, hat=hat, s_noise=request.s_noise, order=order
+    )

@@ -1,0 +1,113 @@
+"""Snapshots as the EDM repository writes them, made by hand around any weights."""
+
+import collections
+import io
+import pickle
+import struct
+import sys
+import types
+import zlib
+
+import numpy as np
+import pytest
+
+MAGIC = 0x1950A86A20F9469CFC6C
+ABOUT = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
+
+
+class Called:
+    """Pickles as a call of a global of some module that need not exist."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce_ex__(self, protocol):
+        return self.function, self.arguments
+
+
+@pytest.fixture
+def craft(monkeypatch):
+    """craft(wrapper, inner, arguments, state, **attributes) -> a snapshot's bytes.
+
+    wrapper, inner: class names; arguments: what both were made with; state: {state-dict name:
+    array}. Only the names of PyTorch's and EDM's functions are written, as a real file has them.
+    """
+
+    def known(module, name, value):
+        value.__module__, value.__qualname__ = module, name
+        if module not in sys.modules:
+            monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+        monkeypatch.setattr(sys.modules[module], name, value, raising=False)
+        return value
+
+    def fake(module, name):
+        return known(module, name, types.FunctionType((lambda *a: None).__code__, {}, name))
+
+    for package in ("torch", "torch.storage", "torch._utils", "torch_utils"):
+        monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
+    persistent = fake("torch_utils.persistence", "_reconstruct_persistent_obj")
+    from_bytes = fake("torch.storage", "_load_from_bytes")
+    rebuild = fake("torch._utils", "_rebuild_tensor_v2")
+    parameter = fake("torch._utils", "_rebuild_parameter")
+    storage = known("torch", "FloatStorage", type("FloatStorage", (), {}))
+
+    class WithId(pickle.Pickler):
+        def persistent_id(self, value):
+            return value[1:] if isinstance(value, tuple) and value[:1] == ("id",) else None
+
+    def tensor(array: np.ndarray) -> Called:
+        array = np.ascontiguousarray(array, np.float32)
+        stream = io.BytesIO()
+        for value in (MAGIC, 1001, ABOUT):
+            stream.write(pickle.dumps(value, 2))
+        WithId(stream, 2).dump(("id", "storage", storage, "0", "cpu", array.size, None))
+        stream.write(pickle.dumps(["0"], 2) + struct.pack("<q", array.size) + array.tobytes())
+        strides = tuple(n // array.itemsize for n in array.strides)
+        of = Called(from_bytes, stream.getvalue())
+        return Called(rebuild, of, 0, array.shape, strides, False, collections.OrderedDict())
+
+    def module(name: str, state: dict, **more) -> Called:
+        parts = {"_parameters": {}, "_buffers": {}, "_modules": {}, "_init_kwargs": {}}
+        inside = collections.defaultdict(dict)
+        for key, array in state.items():
+            head, _, rest = key.partition(".")
+            if rest:
+                inside[head][rest] = array
+            elif head in ("u", "freqs", "resample_filter"):
+                parts["_buffers"][head] = tensor(array)
+            else:
+                parameter_of = tensor(array), True, collections.OrderedDict()
+                parts["_parameters"][head] = Called(parameter, *parameter_of)
+        for key, below in inside.items():
+            parts["_modules"][key] = module("Module", below)
+        about = {"type": "class", "version": 6, "module_src": "# source", "class_name": name}
+        return Called(persistent, {**about, "state": {**parts, **more}})
+
+    def snapshot(wrapper, inner, arguments, state, **attributes) -> bytes:
+        arguments = {"model_type": inner, **arguments}
+        below = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+        beside = {k: v for k, v in state.items() if not k.startswith("model.")}
+        outer = module(wrapper, beside, _init_kwargs=arguments, **attributes)
+        network = module(inner, below, _init_kwargs=arguments)
+        outer.arguments[0]["state"]["_modules"]["model"] = network
+        return pickle.dumps({"ema": outer, "loss_fn": None, "augment_pipe": None}, 4)
+
+    return snapshot
+
+
+@pytest.fixture
+def by_rule():
+    """by_rule(name, shape) -> the golden files' weights; see tests/golden/nets/README.md."""
+
+    def weights(name: str, shape) -> np.ndarray:
+        seed, last = zlib.crc32(name.encode()) & 0x7FFFFFFF, name.split(".")[-1]
+        w = np.random.RandomState(seed).standard_normal(shape).astype(np.float32)  # noqa: NPY002
+        if last == "resample_filter":
+            return np.full(shape, 1 / np.prod(shape), np.float32)
+        if last == "freqs":
+            return 16 * w
+        if len(shape) >= 2:
+            return w * np.float32(1 / np.sqrt(np.prod(shape[1:])))
+        return np.float32(last == "weight") + np.float32(0.1) * w
+
+    return weights
