@@ -144,9 +144,8 @@ def train(module, images, labels, *, steps: int, batch: int, seed: int, exponent
         kinds = jax.random.randint(kind_key, (batch,), 0, len(counts))
         place = jax.random.randint(member_key, (batch,), 0, counts[kinds])
         members = order[first[kinds] + place]
-        x, amounts = jax.vmap(augment)(
-            jax.random.split(augment_key, batch), to_float(images[members])
-        )
+        keys = jax.random.split(augment_key, batch)
+        x, amounts = jax.vmap(augment, (0, 0, None))(keys, to_float(images[members]), exponent)
         junk = jax.vmap(spoil)(jax.random.split(spoil_key, spoiled), x[:spoiled], x[-spoiled:])
         x = x.at[:spoiled].set(junk)
         members = jnp.minimum(members, exemplars - 1).at[:spoiled].set(exemplars)

@@ -47,7 +47,7 @@ def batch():
 def make(make_config, *overrides, kind="ddpmpp"):
     config = make_config(*overrides).copy_and_resolve_references()
     config.unlock()
-    config.network = {"kind": kind, "augment_dim": 9}
+    config.network = {"kind": kind, "augment_dim": 9, "dtype": "float32"}
     return systems.make(config, {"data": ABOUT})
 
 
