@@ -26,7 +26,7 @@ class Guided(NamedTuple):
 def open_guide(workdir: str, about: dict) -> System:
     """Returns the system of the run that guides, which knows the same pictures and classes.
 
-    Its network may be another: Karras et al. 2024 take a smaller one, trained for less long.
+    Its network may be another: Karras et al. 2024a take a smaller one, trained for less long.
 
     Raises:
       UserError: no such run, or one of other pictures or classes.
