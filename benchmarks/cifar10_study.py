@@ -167,11 +167,16 @@ class Kernels:
         n = len(y)
         self.yy = (yy - np.sum((np.sum(y**2, 1) / y.shape[1] + 1) ** 3)) / (n * (n - 1))
 
+    @property
+    def n(self) -> int:
+        return len(self.xy)
+
     def __call__(self, keep) -> float:
-        n = np.sum(keep)
-        return (
-            self.xx[np.ix_(keep, keep)].sum() / (n * (n - 1)) + self.yy - 2 * self.xy[keep].mean()
-        )
+        """KID of the x whose number is True in keep, bool [at most n]."""
+        keep = np.flatnonzero(keep)
+        n = len(keep)
+        xx = self.xx[np.ix_(keep, keep)].sum() / (n * (n - 1))
+        return xx + self.yy - 2 * self.xy[keep].mean()
 
 
 def jackknife(statistic, n: int) -> dict:
