@@ -14,6 +14,7 @@ from diffjax.metrics.features import (
     extract,
     feature_net,
     load_classifier,
+    own_classifier,
     resized,
     spatial_features,
 )
@@ -117,6 +118,54 @@ def test_shipped_weights_reach_the_accuracy_that_they_claim():
     assert str(round(100 * float(metadata["held_out_accuracy"]), 1)) in (
         files("diffjax.metrics") / "emoji_classifier.md"
     ).read_text(encoding="utf-8")
+
+
+def test_own_classifiers(tmp_path):
+    from importlib.resources import files
+
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    shipped = files("diffjax.metrics") / "emoji_classifier.safetensors"
+    with safe_open(shipped, framework="np") as file:
+        metadata, names = file.metadata(), file.keys()
+        tensors = {name: file.get_tensor(name) for name in names}
+    path = tmp_path / "own.safetensors"
+
+    def write(changes=(), weights=tensors):
+        save_file(weights, path, {**metadata, **dict(changes)})
+        own_classifier.cache_clear()
+        return feature_net(f"classifier:{path}")
+
+    images = pictures(2, 24, 24)
+    same = write()
+    assert same.name == "classifier:own.safetensors" and same.version
+    np.testing.assert_array_equal(extract(same, images), extract(emoji_classifier(), images))
+    large = write({"size": "48"})  # pictures are brought to the size of its own training
+    twice = images.repeat(2, 1).repeat(2, 2)
+    module, params, _ = load_classifier(path)
+    want = module.apply({"params": params}, twice.astype(np.float32) / 127.5 - 1).features
+    np.testing.assert_allclose(extract(large, twice), want, atol=1e-4)
+
+    hidden = tensors["hidden/kernel"]
+    for changes, weights in (
+        ({"size": "0"}, tensors),
+        ({"size": "x"}, tensors),
+        ({"class_names": '["a"]'}, tensors),
+        ({"module": '{"width": 1000000000}'}, tensors),
+        ({"module": '{"path": 1}'}, tensors),
+        ({}, {**tensors, "hidden/kernel": hidden[:-1]}),
+        ({}, {k: v for k, v in tensors.items() if k != "hidden/kernel"}),
+    ):
+        with pytest.raises(UserError, match="own.safetensors: ") as caught:
+            write(changes, weights)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(b"\x80\x04no safetensors")
+    own_classifier.cache_clear()
+    with pytest.raises(UserError, match="own.safetensors: not a classifier"):
+        feature_net(f"classifier:{path}")
+    with pytest.raises(UserError, match="classifier:FILE"):
+        feature_net("classifier")
 
 
 def test_user_errors(tmp_path):
