@@ -12,6 +12,8 @@ from diffjax.run import mesh as meshes
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
 SIZES = {"edm_cifar10": 32, "edm_ffhq64": 64, "edm_imagenet64": 64, "images": 64}
+SIZES |= {"relay_tiny_base": 12, "relay_emoji64": 64, "relay_celebahq64": 64}
+SIZES |= dict.fromkeys(("relay_emoji256", "relay_celebahq256", "relay_imagenet256"), 256)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

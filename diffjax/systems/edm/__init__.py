@@ -35,19 +35,19 @@ class Request:
     """What one call of the sampler is asked for; the defaults come from the run's config."""
 
     steps: int = _field(18, "sampler steps; heun evaluates the network 2 steps - 1 times")
-    sampler: str = _field("heun", "heun, euler, ddim, ancestral, dpmpp, dpmpp_sde or unipc")
+    sampler: str = _field("heun", "heun, euler, ddim, ancestral, relay, dpmpp, dpmpp_sde or unipc")
     guidance: float = _field(1.0, "classifier-free guidance scale; 1 is none")
     cond: str = _field("", "class names or numbers, comma-separated; empty: all classes in turn")
     sigma_min: float = _field(0.002, "smallest noise level before 0")
     sigma_max: float = _field(80.0, "noise level of the start")
     rho: float = _field(7.0, "shape of the noise levels, equation 5")
     churn: float = _field(0.0, "S_churn of Algorithm 2 (heun and euler)")
-    eta: float = _field(0.0, "0 deterministic .. 1 ancestral (ddim, dpmpp)")
+    eta: float = _field(0.0, "0 deterministic .. 1 all noise new (ddim, relay, dpmpp)")
 
 
 ASIDE = 2**32 - 1  # a stream of randomness above every row and every split
 
-SAMPLERS = ("heun", "euler", "ddim", "ancestral", "dpmpp", "dpmpp_sde", "unipc")
+SAMPLERS = ("heun", "euler", "ddim", "ancestral", "relay", "dpmpp", "dpmpp_sde", "unipc")
 FIELDS = {
     "data.path": str,
     "data.image_size": int,
@@ -144,7 +144,7 @@ def make(config, assets: dict | None = None) -> System:
         labels = _labels(request.cond, names)
         return labels[index % len(labels)]
 
-    def sample(params, keys, label, request: Request):
+    def pixels(params, keys, label, request: Request):
         grid = grids.karras(request.steps, request.sigma_min, request.sigma_max, request.rho)
         denoise = lambda x, t: denoiser(params, x, t, label)
         if null and request.guidance != 1:
@@ -154,7 +154,10 @@ def make(config, assets: dict | None = None) -> System:
             )
         normal = samplers.draws(keys, shape, process)
         # Draw 0 is the start, draw k + 1 is the sampler's k-th.
-        x = solve(request, denoise, process, grid, normal(0) * grid[0], lambda k: normal(k + 1))
+        return solve(request, denoise, process, grid, normal(0) * grid[0], lambda k: normal(k + 1))
+
+    def sample(params, keys, label, request: Request):
+        x = pixels(params, keys, label, request)
         image = jnp.clip(127.5 * x + 128, 0, 255).astype(jnp.uint8)
         return {"image": image, "label": label}
 
@@ -183,6 +186,7 @@ def make(config, assets: dict | None = None) -> System:
         condition=condition,
         condition_like=condition_like,
         sample=sample,
+        pixels=pixels,
         data=data,
         show=show,
         write=lambda output, path: pictures.write_array(output["image"], path),
@@ -231,6 +235,8 @@ def solve(request: Request, denoise, process, grid, x, noise):
         )
     if request.sampler == "ancestral":
         return samplers.ddim(denoise, process, grid, x, noise, delta=samplers.posterior(1.0))
+    if request.sampler == "relay":  # heun with a share of new noise at every level
+        return samplers.relay(denoise, process, grid, x, noise, eta=request.eta)
     if request.sampler in ("dpmpp", "dpmpp_sde"):
         eta = 1.0 if request.sampler == "dpmpp_sde" else request.eta
         return samplers.dpmpp(denoise, process, grid, x, noise, eta=eta)
