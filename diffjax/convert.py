@@ -1,8 +1,9 @@
 """Make a run of published weights: `python -m diffjax.convert FILE --out runs/NAME`.
 
-FILE is an EDM network snapshot (.pkl), whose architecture is in it, or a state dict (.pt, .pth,
-.safetensors) with `--config` for the architecture. Nothing in it is executed. The run directory
-that comes out is taken by sample.py and diffjax.evaluate.
+FILE is an EDM network snapshot (.pkl), whose architecture is in it; a relay diffusion checkpoint
+(.pt) with `--config configs/relay_*.py`, which has what the file does not say; or a state dict
+(.pt, .pth, .safetensors) with `--config` for the architecture. Nothing in it is executed. The run
+directory that comes out is taken by sample.py and diffjax.evaluate.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from pathlib import Path
 from diffjax.errors import UserError, choose, command
 from diffjax.run import cli
 
-SYSTEMS = ("edm",)
+SYSTEMS = ("edm", "relay")
 FIRST = "map_layer0.weight"  # a name that every EDM network has, once
 
 
@@ -24,12 +25,13 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("file", metavar="FILE", help="an EDM .pkl, or a state dict: .pt, .pth, .safetensors")
     add("--out", required=True, help="the run directory to make; it must not exist")
-    add("--system", default="edm", help="whose weights they are")
+    add("--system", default="", help="whose weights they are; empty: the config's, or EDM's")
     add("--config", default="", help="a state dict's config file (an EDM .pkl needs none)")
     add("--prefix", default="", help="take the names that begin so, without it: state_dict.")
     argv, overrides = cli.split_overrides(argv)
     args = parser.parse(argv)
-    choose(args.system, dict.fromkeys(SYSTEMS), "--system")
+    if args.system:
+        choose(args.system, dict.fromkeys(SYSTEMS), "--system")
     file, out = Path(args.file), Path(args.out)
     if out.exists():
         raise UserError(f"{out} is there already: give --out another name, or delete it")
@@ -39,12 +41,16 @@ def main(argv: list[str]) -> int:
     if reading.kind_of(file) == "pickle":
         if args.config or overrides or args.prefix:
             raise UserError(f"{file}: its architecture is in it; leave out --config and --prefix")
+        if args.system == "relay":
+            raise UserError(f"{file}: an EDM snapshot; leave out --system")
         config, about, params = from_snapshot(file)
     else:
         if not args.config:
-            raise UserError(f"{file} is a state dict: give its architecture by --config FILE")
+            raise UserError(f"{file} is no EDM snapshot: give its architecture by --config FILE")
         config = cli.apply_overrides(cli.load_config(args.config), overrides)
-        config, about, params = from_state_dict(file, config, args.prefix)
+        if args.system not in ("", config.get("system")):
+            raise UserError(f"--system {args.system}: {args.config} is of another system")
+        config, about, params = from_weights(file, config, args.prefix)
     write(config, {"data": about}, params, out, str(file))
     count = sum(array.size for array in params.values())
     shape = "x".join(map(str, about["image_shape"]))
@@ -78,6 +84,55 @@ def from_snapshot(file: Path):
     return config, _about(file, published.image_shape(architecture, str(file)), classes), params
 
 
+def from_weights(file: Path, config, prefix: str):
+    """`from_checkpoint` where the file holds whole networks, else `from_state_dict`."""
+    from diffjax.weights import edm_pickles, reading
+
+    if reading.kind_of(file) == "zip" and edm_pickles.holds_networks(file):
+        return from_checkpoint(file, config, prefix.removesuffix(".") or "ema")
+    return from_state_dict(file, config, prefix)
+
+
+def from_checkpoint(file: Path, config, network: str):
+    """Returns (config, assets' data, {path: array}) of one network of a relay diffusion checkpoint.
+
+    The file says which labels the network knows and whether they were dropped in training; the
+    config says the rest: blur and noise are in no file.
+
+    Raises:
+      UserError: what `edm_pickles.read_checkpoint` and `published` refuse.
+    """
+    from diffjax.systems.edm import published
+    from diffjax.weights import edm_pickles
+
+    cli.require(config, {"data.path": str, "network.kind": str, "diffusion.label_dropout": float})
+    architecture, state = edm_pickles.read_checkpoint(file, network)
+    theirs = published.config_of(architecture, str(file))
+    if theirs.diffusion.precond != "edm":
+        raise UserError(f"{file}: {architecture.wrapper} is not how relay diffusion's are wrapped")
+    params, _ = published.to_params(state, (1, 1), str(file))
+    dropout = architecture.inner_attributes.get("label_dropout", 0)
+    with config.unlocked():
+        config.data.path = published.NO_DATA
+        config.diffusion.sigma_data = theirs.diffusion.sigma_data
+        if isinstance(dropout, int | float) and 0 <= dropout < 1:
+            config.diffusion.label_dropout = float(dropout)
+    _take_augment_dim(config, params)
+    classes = published.num_classes(architecture, str(file))
+    return config, _about(file, published.image_shape(architecture, str(file)), classes), params
+
+
+def _take_augment_dim(config, params: dict) -> None:
+    """Networks were published with and without a layer for augmentation labels; both are sampled
+    alike."""
+    layer = params.get("map_augment/kernel")
+    if "augment_dim" in config.network:
+        with config.unlocked():
+            config.network.augment_dim = 0 if layer is None else int(layer.shape[0])
+            if layer is None and "augment" in config:
+                config.augment.probability = 0.0
+
+
 def from_state_dict(file: Path, config, prefix: str):
     """Returns (config, assets' data, {path: array}) of a state dict and the config of its network.
 
@@ -101,6 +156,7 @@ def from_state_dict(file: Path, config, prefix: str):
     shape, classes = published.named_shape(state, str(file))
     with config.unlocked():
         config.data.path = published.NO_DATA
+    _take_augment_dim(config, state)
     return config, _about(file, shape, classes), state
 
 
