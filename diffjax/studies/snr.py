@@ -51,8 +51,8 @@ def main(argv: list[str]) -> int:
     if not 0 <= args.weight < 1e3:
         raise UserError(f"--weight {args.weight}: must be from 0 to 1000")
     out = Path(args.out)
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: must name a file in a folder that is there")
+    if not out.name or not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: must be a name in a folder that is there")
     found = study(
         args.data, args.size, args.low, args.reduce, sigmas, args.block, args.weight, args.num
     )
