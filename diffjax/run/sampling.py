@@ -39,6 +39,8 @@ def sampler(system: System, request, mesh: Mesh, draw: Callable | None = None) -
 def starts(system: System, request, mesh: Mesh) -> Callable | None:
     """Returns (seed, index, condition) -> the pictures [B, h, w, C] that these samples start from.
 
+    seed and condition are as `sampler` takes them, index is int32 [B] on the host.
+
     They are those that the request brings, else samples of the parent under the same seed, number
     and condition, whose own start is found the same way: so a chain of runs is followed to its
     first. None where samples start from noise.
@@ -48,11 +50,11 @@ def starts(system: System, request, mesh: Mesh) -> Callable | None:
     """
     if system.start is None:
         return None
+    place = functools.partial(_global, sharding=meshes.rows(mesh))
     given = system.start.pictures(request)
     if given is not None:
-        place = functools.partial(_global, sharding=meshes.rows(mesh))
         pick = lambda index: np.stack([given[i % len(given)] for i in index.tolist()])
-        return lambda seed, index, condition: place(pick(np.asarray(index)))
+        return lambda seed, index, condition: place(pick(index))
     if system.start.parent is None:
         raise UserError("this stage starts from pictures: give --start FOLDER")
     parent, workdir = system.start.parent()
@@ -64,7 +66,7 @@ def starts(system: System, request, mesh: Mesh) -> Callable | None:
     def pictures(seed, index, condition):
         if before is not None:
             condition = condition, before(seed, index, condition)
-        return run(params, seed, index, condition)
+        return run(params, seed, place(index), condition)
 
     return pictures
 
@@ -106,10 +108,10 @@ def batches(
         index = np.arange(first, first + size)
         wanted = jax.tree.map(place, condition(index))
         number = _global(np.uint32(seed), meshes.replicated(mesh))
-        index = place(index.astype(np.int32))
+        index = index.astype(np.int32)
         if begin is not None:
             wanted = wanted, begin(number, index, wanted)
-        outputs = run(params, number, index, wanted)
+        outputs = run(params, number, place(index), wanted)
         keep = min(size, num - first)
         yield jax.tree.map(lambda a: a[:keep], fetch(outputs))  # noqa: B023
 

@@ -79,6 +79,23 @@ def test_published_imagenet_without_augmentation_labels():
     assert "map_augment/kernel" not in flat
 
 
+def test_pictures_that_are_not_square():
+    network = ConfigDict({**TINY, "attn_resolutions": (16, 8)})
+    net = nets.make(network, channels=3, num_classes=0, shape=(16, 24, 3))
+    x = jax.random.normal(jax.random.key(0), (2, 16, 24, 3))
+    out, params = jax.jit(net.init_with_output)(jax.random.key(1), x, jnp.zeros(2))
+    assert out.shape == x.shape
+    # Left and right are not mixed up, nor rows and columns: on a mirrored picture, of a net whose
+    # kernels are all mirrored, the output is mirrored.
+    mirror = lambda a: a[:, ::-1] if a.ndim == 4 else a
+    moved = jax.tree.map(lambda a: a + 0.05, params)  # the last layers start at zero
+    flipped = jax.tree.map(mirror, moved)
+    run = jax.jit(net.apply)
+    got, wanted = run(flipped, x[:, :, ::-1], jnp.zeros(2)), run(moved, x, jnp.zeros(2))
+    np.testing.assert_allclose(got[:, :, ::-1], wanted, atol=2e-4)
+    assert np.std(wanted) > 0.01
+
+
 @pytest.fixture(scope="module")
 def tiny_relay(build):
     return build(*[NETWORKS["tiny"][i] for i in (0, 2)], 3, 16)
