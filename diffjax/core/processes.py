@@ -251,7 +251,7 @@ def blurred(
     """x_t = Blur(x0, blur(t)) + t n on pictures [..., H, W, C]: time is the noise level, as on edm.
 
     Every patch is blurred by itself towards its mean (`patches.damping`); alpha is the damping of a
-    patch's DCT, [..., p, p], and n = white + block * Block[block_size](white).
+    patch's DCT, [..., p, p], and n is white noise plus `block` times `patches.block_noise`.
 
     A patch as large as the picture is blurring diffusion (Hoogeboom & Salimans 2022); small patches
     and block noise are relay diffusion (Teng et al. 2023), whose schedule is `relay_blur`.
