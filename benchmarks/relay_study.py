@@ -6,8 +6,9 @@ Phases, each a command of minutes that can be repeated: `judge` trains the featu
 `base` trains the first stage; `relay`, `cascade` and `plain` (the relay without block noise) train
 a second stage: two learning rates for some steps, then the better one for the time; `starts`
 samples the base once for all; `score` samples every arm that its runs allow and writes scores.json
-(arms that are there are not made again); `order` compares the two correctors. `--toy` does everything small, on emoji at 24x24, to see
-that it runs. `python benchmarks/packs.py emoji emoji256.zip --out train256.npz` makes the data.
+(arms that are there are not made again); `order` compares the two correctors. `all --toy` does
+everything small, on emoji at 24x24, to see that it runs. The data are made by
+`python benchmarks/packs.py emoji emoji256.zip --out train256.npz`.
 """
 
 import dataclasses
