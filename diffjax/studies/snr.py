@@ -6,6 +6,7 @@ table.
 """
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -38,7 +39,12 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("data", metavar="DATA", help="a folder or zip of pictures, an .npz, or emoji")
     add("--size", type=int, default=0, help="pixels a side; 0: arrays as they are, pictures 256")
-    add("--low", type=int, default=0, help="pixels a side of the lower resolution; 0: a quarter")
+    add(
+        "--low",
+        type=int,
+        default=0,
+        help="pixels on the shorter side of the lower resolution; 0: a quarter",
+    )
     add("--reduce", default="box", help="how pictures are made small: box (means) or lanczos")
     add("--sigmas", default="0.1,1,10", help="noise levels to compare with, comma-separated")
     add("--block", type=int, default=0, help="size of the block noise; 0: the factor")
@@ -85,58 +91,73 @@ def study(
       UserError: data or sizes that do not work.
     """
     source = _open(data, size, num)
-    first = next(source.images())
-    shape = first.shape[:2]
-    times = _times(shape, low)
-    block = block or max(times)
+    shape = next(source.images()).shape[:2]
+    small = _small_shape(shape, low)
+    whole = shape[0] % small[0] == 0 and shape[0] // small[0] == shape[1] / small[1]
+    if reduce == "box" and not whole:
+        raise UserError(
+            f"--low {min(small)} is no whole fraction of {min(shape)}: add --reduce lanczos"
+        )
+    factor, limit = shape[0] / small[0], min(small)
+    block = block or max(1, round(factor))
     if not 0 < block <= min(shape):
         raise UserError(f"--block {block}: must be from 1 to {min(shape)}")
-    small = lambda image: spectra.repeated(_small(image, times, reduce), times)
-    high = spectra.picture_power(_unit(i) for i in source.images())
-    lower = spectra.picture_power(_unit(small(i)) for i in source.images())
+    reduced = (_unit(_small(image, small, reduce)) for image in source.images())
+    if whole:
+        times = round(factor), round(factor)
+        lower = spectra.picture_power(spectra.repeated(image, times) for image in reduced)
+        noise = spectra.repeated_noise_power(*shape, times)
+    else:
+        lower = spectra.enlarged(spectra.picture_power(reduced), *shape)
+        noise = spectra.enlarged(np.ones(small), *shape)
     powers = {
-        "pictures": high,
+        "pictures": spectra.picture_power(_unit(i) for i in source.images()),
         "pictures_low": lower,
         "white": np.ones(shape),
-        "white_low": spectra.repeated_noise_power(*shape, times),
+        "white_low": noise,
         "block": spectra.block_noise_power(*shape, block),
         "mixed": spectra.mixed_noise_power(*shape, block, weight, normalize=True),
     }
     edges = spectra.bands(min(shape))
+    shared = sum(top <= limit for _, top in edges)  # bands that both resolutions have
     banded = {name: spectra.in_bands(power, edges) for name, power in powers.items()}
     ratio = lambda picture, noise: spectra.decibel(banded[picture] / banded[noise])
-    snr = {
-        "low_white": ratio("pictures_low", "white_low"),
-        "high_white": ratio("pictures", "white"),
-        "high_block": ratio("pictures", "block"),
-        "high_mixed": ratio("pictures", "mixed"),
-    }
+    with np.errstate(invalid="ignore"):  # 0/0 beyond what the small picture has
+        snr = {
+            "low_white": ratio("pictures_low", "white_low")[:shared],
+            "high_white": ratio("pictures", "white"),
+            "high_block": ratio("pictures", "block"),
+            "high_mixed": ratio("pictures", "mixed"),
+        }
     rings = {name: spectra.decibel(spectra.by_radius(p)[1]) for name, p in powers.items()}
-    sizes = sorted({s for s in (1, *range(2, 2 * max(times) + 1)) if s <= min(shape)})
-    errors = {str(s): round(spectra.mismatch(*shape, times, s), 3) for s in sizes}
+    rings |= {name: rings[name][: limit - 1] for name in ("pictures_low", "white_low")}
+    sizes = range(1, min(2 * math.ceil(factor), min(shape)) + 1)
+    errors = {
+        str(s): spectra.mismatch(spectra.block_noise_power(*shape, s), noise, limit) for s in sizes
+    }
     rounded = lambda found: {k: np.round(v, 3).tolist() for k, v in found.items()}
     return {
         "data": source.name,
         "num": source.count,
         "skipped": source.skipped,
         "size": list(shape),
-        "low": [n // t for n, t in zip(shape, times)],
-        "factor": list(times),
+        "low": list(small),
+        "factor": factor,
         "reduce": reduce,
         "block": block,
         "weight": weight,
         "sigmas": list(sigmas),
         "bands": [list(edge) for edge in edges],
         "snr": rounded(snr),
-        "gap": np.round(snr["high_white"] - snr["low_white"], 3).tolist(),
-        "gap_expected": round(float(10 * np.log10(times[0] * times[1])), 3),
-        "block_error": errors,
+        "gap": np.round(snr["high_white"][:shared] - snr["low_white"], 3).tolist(),
+        "gap_expected": round(float(20 * np.log10(factor)), 3),
+        "block_error": rounded(errors),
         "rings": rounded(rings),
-        "suggested": suggest(powers, times, errors),
+        "suggested": suggest(powers, limit, errors),
     }
 
 
-def suggest(powers: dict[str, np.ndarray], times: tuple[int, int], errors: dict) -> dict:
+def suggest(powers: dict[str, np.ndarray], limit: int, errors: dict) -> dict:
     """Noise levels and block noise for a relay on these pictures.
 
     The start of sampling is the lowest level at which the first octave of detail that the small
@@ -147,11 +168,11 @@ def suggest(powers: dict[str, np.ndarray], times: tuple[int, int], errors: dict)
 
     Args:
       powers: of "pictures" and "pictures_low" as `study` has them, [H, W].
-      times: the factor of each axis.
+      limit: the shorter side of the small picture: the radius that it resolves.
       errors: {size: dB} of block noise.
     """
     shape = powers["pictures"].shape
-    limit = min(n // t for n, t in zip(shape, times))
+    factor = min(shape) / limit
     lacking = spectra.in_bands(powers["pictures"], [(limit, min(2 * limit, min(shape)))])[0]
     start = 10 ** ((float(spectra.decibel(lacking)) - HIDDEN_DB) / 20)
     lowest = [
@@ -166,8 +187,8 @@ def suggest(powers: dict[str, np.ndarray], times: tuple[int, int], errors: dict)
         "quantile": round(float(ndtr((np.log(top) - P_MEAN) / P_STD)), 3),
         "sigma_max_in_training": figures(top),
         "block_size": int(min(errors, key=errors.get)),
-        "block": figures(LOW_POWER / max(times)),
-        "blur_max": 0.75 * max(times),
+        "block": figures(LOW_POWER / factor),
+        "blur_max": figures(0.75 * factor),
         "first_stage_sigma_max": figures(pure[0]),
         "single_stage_sigma_max": figures(pure[1]),
     }
@@ -182,12 +203,12 @@ def table(found: dict) -> str:
         f"{'block ' + str(found['block']):>10} {'mixed':>8} {'gap':>7}",
     ]
     for i, (a, b) in enumerate(found["bands"]):
-        row = [found["snr"][k][i] for k in ("low_white", "high_white", "high_block", "high_mixed")]
-        beyond = a >= min(found["low"])
-        gap = "" if beyond else f"{found['gap'][i]:7.2f}"
-        first = f"({row[0]:.2f})" if beyond else f"{row[0]:.2f}"
+        row = [found["snr"][k][i] for k in ("high_white", "high_block", "high_mixed")]
+        shared = i < len(found["gap"])
+        first = f"{found['snr']['low_white'][i]:.2f}" if shared else ""
+        gap = f"{found['gap'][i]:.2f}" if shared else ""
         lines.append(
-            f"{f'{a}-{b}':>10} {first:>14} {row[1]:14.2f} {row[2]:10.2f} {row[3]:8.2f} {gap:>7}"
+            f"{f'{a}-{b}':>10} {first:>14} {row[0]:14.2f} {row[1]:10.2f} {row[2]:8.2f} {gap:>7}"
         )
     lines.append(f"the same sigma means {found['gap_expected']:.2f} dB less noise at {high}")
     lines += [f"suggested {k}: {v}" for k, v in found["suggested"].items()]
@@ -238,24 +259,22 @@ def _pictures(listed: Pictures, size: int, num: int) -> _Source:
     return source
 
 
-def _times(shape: tuple[int, int], low: int) -> tuple[int, int]:
-    low = low or min(shape) // 4
-    times = min(shape) // max(low, 1)
-    if low < 1 or times < 2 or any(n % times for n in shape) or min(shape) != times * low:
-        raise UserError(
-            f"--low {low}: {min(shape)} must be a whole multiple of it, at least twice as large"
-        )
-    return times, times
+def _small_shape(shape: tuple[int, int], low: int) -> tuple[int, int]:
+    """(height, width) of the small picture, `low` pixels on the shorter side."""
+    short = min(shape)
+    low = low or max(short // 4, 1)
+    if not 4 <= low < short:
+        raise UserError(f"--low {low}: must be from 4 to {short - 1}, below the pictures' {short}")
+    return tuple(round(n * low / short) for n in shape)
 
 
-def _small(image: np.ndarray, times: tuple[int, int], reduce: str) -> np.ndarray:
-    height, width, channels = image.shape
-    h, w = height // times[0], width // times[1]
+def _small(image: np.ndarray, small: tuple[int, int], reduce: str) -> np.ndarray:
+    (height, width), (h, w), channels = image.shape[:2], small, image.shape[2]
     if reduce == "lanczos":
         grey = image[..., 0] if channels == 1 else image
         picture = Image.fromarray(grey).resize((w, h), Image.Resampling.LANCZOS)
         return images.to_array(picture)
-    return np.float64(image).reshape(h, times[0], w, times[1], channels).mean((1, 3))
+    return np.float64(image).reshape(h, height // h, w, width // w, channels).mean((1, 3))
 
 
 def _unit(image: np.ndarray) -> np.ndarray:
@@ -288,14 +307,14 @@ def _plot(found: dict, path: Path) -> None:
     r = np.arange(1, min(found["size"]))
     size, small = ("x".join(map(str, found[k])) for k in ("size", "low"))
     axis.plot(r, rings["pictures"], "tab:blue", lw=2, label=f"pictures {size}")
-    shown = slice(None, low)
+    shown = slice(None, low - 1)
     axis.plot(r[shown], rings["pictures_low"][shown], "tab:orange", lw=2, label=f"pictures {small}")
     for i, sigma in enumerate(found["sigmas"]):
         above, label = 20 * np.log10(sigma), (lambda text, i=i: text if not i else None)
         noise = lambda name, above=above: np.add(rings[name], above)
         axis.plot(r, noise("white"), "tab:blue", ls=":", label=label("white noise there"))
         axis.plot(
-            r[shown], noise("white_low")[shown], "tab:orange", ls=":",
+            r[shown], noise("white_low"), "tab:orange", ls=":",
             label=label("white noise there"),
         )  # fmt: skip
         axis.plot(

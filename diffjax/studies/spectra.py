@@ -2,7 +2,8 @@
 
 The orthonormal DCT-II of a picture of H x W pixels; radius r = sqrt(k^2 + l^2) of coefficient
 (k, l), counted in half periods over the picture (over the shorter side, where it is not square). A
-picture or a noise of lower resolution is first repeated to the higher one, so that r means the same
+picture or a noise of lower resolution is first repeated to the higher one, or where that is no
+whole number of times its spectrum is put in the corner of the larger one, so that r means the same
 for both. Noise has an exact mean spectrum here: its covariance is a product of two circulant ones,
 one an axis, so none is drawn.
 
@@ -55,6 +56,17 @@ def repeated_noise_power(height: int, width: int, times: tuple[int, int]) -> np.
     return np.outer(axis(height, times[0]), axis(width, times[1]))
 
 
+def enlarged(power: np.ndarray, height: int, width: int) -> np.ndarray:
+    """[H, W]: a spectrum [h, w] as that of the same picture, or noise, interpolated to H x W.
+
+    Amplitudes grow by sqrt(HW/hw), as they do where pixels are repeated; above are zeros.
+    """
+    h, w = power.shape
+    out = np.zeros((height, width))
+    out[:h, :w] = power * (height * width / (h * w))
+    return out
+
+
 def block_noise_power(height: int, width: int, size: int) -> np.ndarray:
     """[H, W]: the mean spectrum of `patches.block_noise` of a size; 1 everywhere for size 1."""
 
@@ -99,15 +111,7 @@ def decibel(power) -> np.ndarray:
     return 10 * np.log10(np.maximum(power, np.finfo(np.float64).tiny))
 
 
-def mismatch(height: int, width: int, times: tuple[int, int], size: int) -> float:
-    """How far block noise of a size is from repeated white noise: the mean |dB| below the radius
-    that the lower resolution resolves."""
-    limit = min(height // times[0], width // times[1])
-    rings = [
-        by_radius(p)[1][: limit - 1]
-        for p in (
-            block_noise_power(height, width, size),
-            repeated_noise_power(height, width, times),
-        )
-    ]
-    return float(np.abs(decibel(rings[0]) - decibel(rings[1])).mean())
+def mismatch(power: np.ndarray, low: np.ndarray, limit: int) -> float:
+    """The mean |dB| between two spectra [H, W] at radii from 1 to below `limit`."""
+    a, b = (decibel(by_radius(p)[1][: limit - 1]) for p in (power, low))
+    return float(np.abs(a - b).mean())
