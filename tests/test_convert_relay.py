@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import relay_checkpoint
 from safetensors.numpy import save_file
 
 import sample
@@ -13,7 +14,6 @@ from diffjax import convert, systems
 from diffjax.errors import UserError
 from diffjax.run import cli
 from diffjax.weights import edm_pickles
-from tests import relay_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden" / "relay"
 MANIFEST = json.loads((GOLDEN / "manifest_tiny.json").read_text())

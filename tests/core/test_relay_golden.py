@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from relay_original import SCHEDULES, SETTINGS, Port, closed_form, make, nchw, nhwc, run
 
 from diffjax.core import grids, guidance, objectives, patches, processes, samplers
 from diffjax.errors import UserError
-from tests.relay_original import SCHEDULES, SETTINGS, Port, closed_form, make, nchw, nhwc, run
 
 # ---- schedule, forward process, loss -------------------------------------------------------------
 

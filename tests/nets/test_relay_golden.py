@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from relay_original import SETTINGS, make, nchw, nhwc, run
 
 from diffjax import nets
 from diffjax.core import objectives
 from diffjax.weights import trees
-from tests.relay_original import SETTINGS, make, nchw, nhwc, run
 
 RELAY = Path(__file__).parents[1] / "golden" / "relay"
 ADM = {"kind": "adm", "augment_dim": 9, "dropout": 0.0, "dtype": "float32"}

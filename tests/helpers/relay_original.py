@@ -12,7 +12,7 @@ import numpy as np
 
 from diffjax.core import grids, guidance, processes, samplers
 
-RELAY = Path(__file__).parent / "golden" / "relay"
+RELAY = Path(__file__).parents[1] / "golden" / "relay"
 SETTINGS = json.loads((RELAY / "sampler_settings.json").read_text())
 # (L in training, B) of the published models, and the L that CelebA-HQ is sampled with.
 SCHEDULES = {"imagenet": (0.93, 3.0), "celebahq_train": (0.89, 2.0), "celebahq_sample": (1.05, 2.0)}
