@@ -162,6 +162,18 @@ def test_what_training_shows_starts_from_its_own_pictures(system, tiny_arrays):
     np.testing.assert_array_equal(labels, tiny_arrays["labels"][found])
 
 
+def test_without_labels(affine, config_of, tiny_arrays, tmp_path):
+    np.savez(tmp_path / "plain.npz", images=tiny_arrays["images"])
+    system = systems.make(config_of(data__path=tmp_path / "plain.npz"))
+    batch = {"image": jnp.asarray(tiny_arrays["images"][:4]), "row": jnp.arange(4)}
+    assert np.isfinite(system.loss({}, batch, jax.random.key(0))[0])
+    start = dataclasses.replace(system.request, start="somewhere")
+    for request in system.request, start:  # nothing to be told, whatever it starts from
+        assert system.condition(request, np.arange(3)).tolist() == [0, 0, 0]
+    source = system.data("train")
+    assert system.condition_like(start, source, np.arange(2)).tolist() == [0, 0]
+
+
 # ---- a chain -------------------------------------------------------------------------------------
 
 

@@ -37,13 +37,12 @@ class Request:
 def noise_levels(request: Request) -> np.ndarray:
     """[N + 1] float64: the levels that sampling visits, from below `truncation` to 0."""
     grid = grids.karras(request.steps, request.sigma_min, request.sigma_max, request.rho)
-    kept = grid[grid < request.truncation]
-    if len(kept) < 2:
+    if not grid[-2] < request.truncation:
         raise UserError(
             f"--truncation {request.truncation}: no noise level is below it; the lowest of these "
             f"{request.steps} is {grid[-2]:.4g}"
         )
-    return kept
+    return grids.below(grid, request.truncation)
 
 
 def check(request: Request) -> None:
