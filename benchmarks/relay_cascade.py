@@ -37,16 +37,11 @@ def make(config, assets: dict | None = None):
     stage = relay.make(config, assets)
     settings, shape = config.diffusion, tuple(stage.assets["data"]["image_shape"])
     null = len(stage.assets["data"]["class_names"])
+    wide = (*shape[:2], 2 * shape[2] + 1)
     net = nets.make(config.network, channels=shape[-1], num_classes=null, shape=shape)
     objective = objectives.edm(settings.cascade_mean, settings.cascade_std, settings.sigma_data)
     coefficients = denoisers.edm_coefficients(settings.sigma_data)
     process = processes.edm()
-
-    def init(key):
-        struct = jax.ShapeDtypeStruct
-        wide = (1, *shape[:2], 2 * shape[2] + 1)
-        inputs = (wide, jnp.float32), ((1,), jnp.float32), ((1,), jnp.int32)
-        return net.lazy_init(key, *(struct(*i) for i in inputs))["params"]
 
     def told(small, sigma, noise):
         """The channels beside x: the small picture, enlarged and noised, and the noise's level."""
@@ -78,6 +73,7 @@ def make(config, assets: dict | None = None):
 
     def pixels(params, keys, given, request: Request):
         label, small = given
+        params = nets.rounded(config.network, params)
         grid = grids.karras(request.steps, request.sigma_min, request.sigma_max, request.rho)
         normal = samplers.draws(keys, shape, process)
         beside = told(small, jnp.float32(request.told_sigma), normal(1))
@@ -95,6 +91,7 @@ def make(config, assets: dict | None = None):
         stage.start, pictures=lambda request: stage.start.pictures(stage.request)
     )
     return dataclasses.replace(
-        stage, init=init, loss=loss, request=Request(), condition=condition, sample=sample,
-        pixels=pixels, start=start, process=process, denoiser=None,
+        stage, init=images.initialiser(net, wide), loss=loss, request=Request(),
+        condition=condition, sample=sample, pixels=pixels, start=start, process=process,
+        denoiser=None,
     )  # fmt: skip

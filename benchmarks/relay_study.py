@@ -4,10 +4,11 @@
 
 Phases, each a command of minutes that can be repeated: `judge` trains the feature net and tries it;
 `base` trains the first stage; `relay`, `cascade` and `plain` (the relay without block noise) train
-a second stage: two learning rates for some steps, then the better one for the time; `starts`
+a second stage: two learning rates for a minute each, then the better one for the time; `starts`
 samples the base once for all; `score` samples every arm that its runs allow and writes scores.json
-(arms that are there are not made again); `order` compares the two correctors. `all --toy` does
-everything small, on emoji at 24x24, to see that it runs. The data are made by
+with the verdicts (arms that are there are not made again); `order` compares the two correctors,
+RELAY-8. `all --toy` does everything small, on emoji at 24x24, to see that it runs. The data are
+made by
 `python benchmarks/packs.py emoji emoji256.zip --out train256.npz`.
 """
 
@@ -23,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 import relay_cascade
 import relay_judge
+import relay_verdicts
+from cifar10_study import Kernels, jackknife, verdict
 from PIL import Image
 from scipy import stats
 
@@ -40,10 +43,11 @@ from diffjax.systems.images import to_uint8
 HERE = Path(__file__).resolve().parents[1]
 RATES = (1e-3, 3e-3)  # searched
 SHARES = 8  # checkpoints that are kept of a training, evenly spread
-STEPS = (3, 5, 9, 17, 33)  # sampler steps N: 2N - 1 evaluations
-MAIN = 17
+STEPS = tuple((nfe + 1) // 2 for nfe in relay_verdicts.NFES)  # N of them: 2N - 1 evaluations
+MAIN = (relay_verdicts.MAIN + 1) // 2
+PROBE = 200  # steps that tell how fast a net trains
+TOY = {"search": 1.0, "seconds": 2.0, "num": 64, "batch": 32}
 SECOND = ("relay", "cascade", "plain")
-BLOCKS = 32  # of the jackknife
 NORMALIZE = "diffusion.normalize"  # of the config, where the others are of the request
 EXACT = 257  # steps that stand for infinitely many
 
@@ -57,7 +61,7 @@ def main(argv: list[str]) -> int:
     add("--test", default="test256.npz", help="pictures held out")
     add("--out", type=Path, required=True, help="a folder; phases find each other there")
     add("--seconds", type=float, default=420.0, help="of training, a net")
-    add("--search", type=cli.positive, default=1500, help="steps of each learning rate searched")
+    add("--search", type=float, default=60.0, help="seconds of each learning rate searched")
     add("--seed", type=int, default=0, help="of a second stage's training")
     add("--num", type=cli.positive, default=1024, help="samples an arm")
     add("--batch", type=cli.positive, default=64, help="how many are sampled at a time")
@@ -67,7 +71,8 @@ def main(argv: list[str]) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.toy:
         args.train = args.test = "emoji"
-        args.search = min(args.search, 20)
+        for name, most in TOY.items():
+            setattr(args, name, min(getattr(args, name), most))
     choose(args.phase, PHASES, "phase")(args)
     return 0
 
@@ -113,34 +118,39 @@ def fixed_loss(name: str, workdir: Path, config) -> float:
     return float(jax.jit(system.loss)(params, batch, jax.random.key(7))[0])
 
 
-def train(args, name: str) -> None:
-    """Searches the learning rate, then trains for the time, in steps that were counted before."""
-    workdir = args.out / (name if name == "base" else f"{name}_{args.seed}")
-    found = {}
-    for rate in RATES:
-        trial = args.out / "search" / f"{workdir.name}_{rate:g}"
-        # By steps and not by the clock, on which the first alone would pay for compiling.
-        fields = {"steps": args.search, "optimizer.learning_rate": rate}
-        config = config_of(args, name, **fields)
-        loop.train(system_of(name, config), config, trial)
-        config = config_of(args, name)
-        found[rate] = fixed_loss(name, trial, config)
-    best = min(found, key=found.get)
-    trial = args.out / "search" / f"{workdir.name}_{best:g}"
-    rows = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+def seconds_to_steps(workdir: Path, config, seconds: float) -> int:
+    """How many steps the time is, at the speed that a run in `workdir` had once it was compiled."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     rate = float(np.median([row["images_per_second"] for row in rows[len(rows) // 2 :]]))
-    steps = int(rate / config.batch_size * args.seconds)
-    steps = max(SHARES, steps // SHARES * SHARES)
-    every = steps // SHARES
-    config = config_of(
-        args, name,
-        **{"optimizer.learning_rate": best, "steps": steps, "checkpoint_every": every},
-        keep_every=every,
-    )  # fmt: skip
+    return max(1, int(rate / config.batch_size * seconds))
+
+
+def train(args, name: str) -> None:
+    """Searches the learning rate, then trains for the time.
+
+    Both in steps that were counted before: on the clock each training would pay for compiling, and
+    a repeated phase would not find its runs again.
+    """
+    workdir = args.out / (name if name == "base" else f"{name}_{args.seed}")
+    trial = lambda what: args.out / "search" / f"{workdir.name}_{what}"
+
+    def run(place: Path, **fields):
+        config = config_of(args, name, **fields)
+        loop.train(system_of(name, config), config, place)
+        return config
+
+    config = run(trial("probe"), steps=20 if args.toy else PROBE)
+    steps, found = seconds_to_steps(trial("probe"), config, args.search), {}
+    for rate in RATES:
+        config = run(trial(f"{rate:g}"), **{"steps": steps, "optimizer.learning_rate": rate})
+        found[rate] = fixed_loss(name, trial(f"{rate:g}"), config)
+    best = min(found, key=found.get)
+    every = max(1, seconds_to_steps(trial(f"{best:g}"), config, args.seconds) // SHARES)
+    fields = {"steps": SHARES * every, "checkpoint_every": every, "keep_every": every}
     begun = time.monotonic()
-    loop.train(system_of(name, config), config, workdir)
-    about = {"search": {f"{k:g}": v for k, v in found.items()}, "rate": best, "steps": steps}
-    about |= {"images": steps * config.batch_size, "seconds": time.monotonic() - begun}
+    run(workdir, **fields, **{"optimizer.learning_rate": best})
+    about = {"search": {f"{k:g}": v for k, v in found.items()}, "rate": best, **fields}
+    about |= {"images": fields["steps"] * config.batch_size, "seconds": time.monotonic() - begun}
     write_json(args.out / f"{workdir.name}.json", about)
 
 
@@ -194,27 +204,25 @@ def arms(args) -> dict[str, tuple[Path, str, dict, int]]:
     """{arm: (run, what it is, fields of its request, share of its training in eighths)}."""
     found = {}
     for name in SECOND:
+        steps = (lambda n: n) if name == "cascade" else (lambda n: steps_below(n, 0.9))
         for run in sorted(args.out.glob(f"{name}_[0-9]")):
-            for n in STEPS:
-                fields = {"steps": n} if name == "cascade" else {"steps": steps_below(n, 0.9)}
-                found[f"{run.name}/nfe{2 * n - 1}"] = (run, name, fields, SHARES)
-            main = {"steps": MAIN} if name == "cascade" else {"steps": steps_below(MAIN, 0.9)}
-            for share in (1, 2, 4, 6):
-                found[f"{run.name}/share{share}"] = (run, name, main, share)
-            if name == "relay":
-                found[f"{run.name}/normalized"] = (run, name, {**main, NORMALIZE: True}, SHARES)
-                for eta in (0.0, 0.1, 0.4):
-                    found[f"{run.name}/eta{eta}"] = (run, name, {**main, "eta": eta}, SHARES)
-                for cut in (0.6, 1.2):
-                    fields = {"truncation": cut, "steps": steps_below(MAIN, cut)}
-                    found[f"{run.name}/start{cut}"] = (run, name, fields, SHARES)
-                for n in STEPS[:3]:
-                    fields = {"steps": steps_below(n, 0.9), "second_order": True}
-                    found[f"{run.name}/second{2 * n - 1}"] = (run, name, fields, SHARES)
-            if name == "cascade":
-                for sigma in (0.0, 0.2):
-                    fields = {**main, "told_sigma": sigma}
-                    found[f"{run.name}/told{sigma}"] = (run, name, fields, SHARES)
+
+            def add(what, share=SHARES, run=run, name=name, n=MAIN, **fields):
+                found[f"{run.name}.{what}"] = (run, name, {"steps": steps(n), **fields}, share)  # noqa: B023
+
+            for n in (MAIN,) if name == "plain" else STEPS:
+                add(f"nfe{2 * n - 1}", n=n)
+            for share in (1, 2) if name == "plain" else (1, 2, 4, 6):
+                add(f"share{share}", share)
+            if name != "relay":
+                continue
+            add("normalized", **{NORMALIZE: True})
+            for eta in (0.0, 0.1, 0.4):
+                add(f"eta{eta}", eta=eta)
+            for cut in (0.6, 1.2):
+                add(f"start{cut}", truncation=cut, steps=steps_below(MAIN, cut))
+            for n in STEPS[:3]:
+                add(f"second{2 * n - 1}", n=n, second_order=True)
     return found
 
 
@@ -232,7 +240,7 @@ def score(args) -> None:
     ]
     keep_features(args, net, "bicubic", np.stack(enlarged))
     for arm, (run, name, fields, share) in arms(args).items():
-        if (args.out / "features" / f"{arm.replace('/', '.')}.npz").exists():
+        if (args.out / "features" / f"{arm}.npz").exists():
             continue
         config, fields = cli.read_config(run), dict(fields)
         if fields.pop(NORMALIZE, False):
@@ -269,12 +277,13 @@ def order(args) -> None:
     gap = found[False] - found[True]
     half = stats.t.ppf(0.975, len(gap) - 1) * gap.std(ddof=1) / np.sqrt(len(gap))
     about = {"released": float(found[False].mean()), "second_order": float(found[True].mean())}
-    about |= {"gap": float(gap.mean()), "low": float(gap.mean() - half)}
-    write_json(args.out / "order.json", {**about, "high": float(gap.mean() + half)})
+    mean = float(gap.mean())
+    interval = {"value": mean, "low": mean - float(half), "high": mean + float(half)}
+    write_json(args.out / "order.json", {**about, "RELAY-8": verdict(interval, 1)})
 
 
 def keep_features(args, net, arm: str, images: np.ndarray) -> None:
-    path = args.out / "features" / f"{arm.replace('/', '.')}.npz"
+    path = args.out / "features" / f"{arm}.npz"
     pictures.labelled_grid(images[:64], None, (), path.with_suffix(".png"))
     spatial = extract(net, images, output="spatial")
     np.savez(path, apply=extract(net, images), spatial=spatial)
@@ -284,43 +293,37 @@ def keep_features(args, net, arm: str, images: np.ndarray) -> None:
 
 
 def compare(args, real, trained, real_spatial) -> None:
-    """Writes scores.json: every arm's, and intervals of differences from the main arms."""
-    floor = json.loads((args.out / "judge.json").read_text())["s_floor"]
-    features, scores = {}, {}
+    """Writes scores.json: every arm's scores, differences with their intervals, the verdicts.
+
+    Precision, recall and the spatial distance are at equal counts, of the first samples, which are
+    of the held-out pictures' classes one by one.
+    """
+    judge = json.loads((args.out / "judge.json").read_text())
+    kernels, scores, pairs = {}, {}, {}
     for path in sorted((args.out / "features").glob("*.npz")):
         with np.load(path) as arrays:
-            features[path.stem], spatial = arrays["apply"], arrays["spatial"]
-        f = features[path.stem]
+            f, spatial = arrays["apply"], arrays["spatial"]
+        kernels[path.stem], n = Kernels(f, real), min(len(f), len(real))
+        moments = (frechet.moments(x[:n]) for x in (spatial, real_spatial))
         scores[path.stem] = {
             "kid": kid.mmd2(f, real).value,
             "kid_to_training": kid.mmd2(f, trained).value,
-            "sfd": frechet.frechet_distance(*map(frechet.moments, (spatial, real_spatial))),
-            "precision": precision_recall.precision(real, f, 3),
-            "recall": precision_recall.precision(f, real, 3),
+            "sfd": frechet.frechet_distance(*moments),
+            "precision": precision_recall.precision(real[:n], f[:n], 3),
+            "recall": precision_recall.precision(f[:n], real[:n], 3),
         }
         print(f"{path.stem:28} " + " ".join(f"{k} {v:.4f}" for k, v in scores[path.stem].items()))
-    pairs = {}
-    for name in features:
-        run, _, what = name.rpartition(".")
-        main = f"{run}.nfe{2 * MAIN - 1}"
-        rival = name.replace("relay", "cascade", 1) if name.startswith("relay") else ""
-        for other in (main, rival, "bicubic"):
-            if other in features and other != name and run:
-                pairs[f"{name} - {other}"] = interval(features[name], features[other], real)
-    write_json(args.out / "scores.json", {"s_floor": floor, "arms": scores, "pairs": pairs})
-
-
-def interval(a: np.ndarray, b: np.ndarray, real: np.ndarray) -> dict[str, float]:
-    """KID(a) - KID(b) with its 95 % interval: delete-one-block jackknife over the same samples."""
-    blocks = np.array_split(np.arange(len(a)), min(BLOCKS, len(a) // 2))
-    difference = lambda keep: kid.mmd2(a[keep], real).value - kid.mmd2(b[keep], real).value
-    every = np.arange(len(a))
-    left = np.array([difference(np.delete(every, block)) for block in blocks])
-    m = len(blocks)
-    error = np.sqrt((m - 1) / m * np.sum((left - left.mean()) ** 2))
-    half = float(stats.t.ppf(0.975, m - 1) * error)
-    value = difference(every)
-    return {"value": value, "low": value - half, "high": value + half}
+    for name in kernels:
+        run, _, _ = name.partition(".")
+        rival = name.replace("relay", "cascade", 1)
+        for other in {f"{run}.nfe{2 * MAIN - 1}", rival, "bicubic"} & set(kernels) - {name}:
+            a, b = kernels[name], kernels[other]
+            pairs[f"{name} - {other}"] = jackknife(lambda keep: a(keep) - b(keep), args.num)  # noqa: B023
+    decided = relay_verdicts.decide(kernels, args.num, judge["s_floor"], judge["sees"])
+    for claim, about in decided.items():
+        print(claim, about["verdict"])
+    found = {"judge": judge, "arms": scores, "pairs": pairs, "claims": decided}
+    write_json(args.out / "scores.json", found)
 
 
 def write_json(path: Path, content) -> None:

@@ -6,6 +6,8 @@ noise at every level (120 steps). `--config.data.path=celebahq.zip`, at 256x256 
 
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from diffjax.run.cli import load_config
 
 PIXELS = 3 * 64 * 64  # our loss is a mean over them, the original's a sum
@@ -19,8 +21,8 @@ def get_config():
     config.update(batch_size=1024, steps=IMAGES // 1024)
     config.network.update(dropout=0.15, augment_dim=9)
     config.augment.probability = 0.2
-    config.optimizer.update(eps=1e-8 / PIXELS, warmup_steps=WARMUP // 1024)
+    config.optimizer.update(eps=1e-8 / PIXELS, warmup_steps=WARMUP / 1024)
     config.ema.ema.images = 500_000
-    config.sampling.update(steps=120, sigma_min=0.002, sigma_max=80.0)
+    config.sampling = ConfigDict({"steps": 120, "sigma_min": 0.002, "sigma_max": 80.0})
     config.sampling.update({"sampler": "relay", "eta": 0.05})
     return config

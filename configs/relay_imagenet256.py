@@ -20,7 +20,7 @@ def get_config():
     config.network.dropout = 0.1
     config.augment.probability = 0.12
     config.diffusion.update(blur_max=3.0, quantile=0.93, label_dropout=0.1)
-    config.optimizer.warmup_steps = 10_000_000 // 4096
+    config.optimizer.warmup_steps = 10_000_000 / 4096
     config.sampling.update({"steps": 200, "rho": 100.0, "truncation": 0.9, "quantile": 0.93})
     config.sampling.update({"guidance": 3.5})
     return config

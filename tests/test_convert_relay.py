@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import relay_checkpoint
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import sample
 from diffjax import convert, systems
@@ -103,6 +103,26 @@ def test_a_checkpoint_becomes_a_run(checkpoint, config, state, tmp_path, capsys)
     assert sample.main([*argv, "--cond", "2", "--out", str(tmp_path / "a.npz")]) == 0
     with np.load(tmp_path / "a.npz") as arrays:
         assert arrays["image"].shape == (1, 16, 16, 3)
+
+
+def test_a_run_s_weights_go_back_under_the_released_names(checkpoint, config, state, tmp_path):
+    run, file = tmp_path / "run", tmp_path / "out.safetensors"
+    assert convert.main([str(checkpoint), "--config", str(config), "--out", str(run)]) == 0
+    assert convert.main([str(run), "--out", str(file)]) == 0
+    found = load_file(file)
+    assert sorted(found) == sorted(state)
+    for name, array in state.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_a_first_stage_s_checkpoint_is_a_run_of_edm(checkpoint, config, tmp_path):
+    text = config.read_text().replace("relay_celebahq256", "relay_celebahq64")
+    config.write_text(text.replace("    return", "    config.diffusion.precond = 've'\n    return"))
+    run = tmp_path / "run"
+    assert convert.main([str(checkpoint), "--config", str(config), "--out", str(run)]) == 0
+    system, made = systems.load(run)
+    assert (made.system, made.diffusion.precond) == ("edm", "edm")  # the file says it
+    assert (system.request.sampler, system.request.churn) == ("relay", 0.0)
 
 
 @pytest.mark.parametrize("augmented", [True, False])

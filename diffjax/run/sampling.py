@@ -104,6 +104,7 @@ def batches(
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed {seed}: must be from 0 to {2**32 - 1}")
     place = functools.partial(_global, sharding=meshes.rows(mesh))
+    condition(np.arange(1))  # a request that cannot be met is refused before a parent is opened
     begin = starts(system, request, mesh)
     for first in range(0, num, size):
         index = np.arange(first, first + size)

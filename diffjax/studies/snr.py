@@ -85,7 +85,9 @@ def study(
     """The numbers behind the command, ready for JSON; the arguments are its flags.
 
     Powers and ratios are in dB, of pictures in [-1, 1]. `rings` are radii of one unit, `bands`
-    octaves; `snr` is at sigma 1, at another it is 20 log10 sigma less.
+    octaves; `snr` is at sigma 1, at another it is 20 log10 sigma less. `block_error` and
+    `block_bins` say of block noise of each size how far it is from the small picture's noise: mean
+    |dB| over rings, and dB in bins of radius 8 wide.
 
     Raises:
       UserError: data or sizes that do not work.
@@ -132,9 +134,9 @@ def study(
     rings = {name: spectra.decibel(spectra.by_radius(p)[1]) for name, p in powers.items()}
     rings |= {name: rings[name][: limit - 1] for name in ("pictures_low", "white_low")}
     sizes = range(1, min(2 * math.ceil(factor), min(shape)) + 1)
-    errors = {
-        str(s): spectra.mismatch(spectra.block_noise_power(*shape, s), noise, limit) for s in sizes
-    }
+    blocks = {str(s): spectra.block_noise_power(*shape, s) for s in sizes}
+    errors = {s: spectra.mismatch(power, noise, limit) for s, power in blocks.items()}
+    bins = {s: spectra.deviations(power, noise, limit) for s, power in blocks.items()}
     rounded = lambda found: {k: np.round(v, 3).tolist() for k, v in found.items()}
     return {
         "data": source.name,
@@ -152,6 +154,7 @@ def study(
         "gap": np.round(snr["high_white"][:shared] - snr["low_white"], 3).tolist(),
         "gap_expected": round(float(20 * np.log10(factor)), 3),
         "block_error": rounded(errors),
+        "block_bins": rounded(bins),
         "rings": rounded(rings),
         "suggested": suggest(powers, limit, errors),
     }

@@ -115,3 +115,13 @@ def mismatch(power: np.ndarray, low: np.ndarray, limit: int) -> float:
     """The mean |dB| between two spectra [H, W] at radii from 1 to below `limit`."""
     a, b = (decibel(by_radius(p)[1][: limit - 1]) for p in (power, low))
     return float(np.abs(a - b).mean())
+
+
+def deviations(power: np.ndarray, low: np.ndarray, limit: int, width: int = 8) -> np.ndarray:
+    """[limit/width]: dB of one spectrum [H, W] over another in bins of radius, from 1 to `limit`.
+
+    The bins are [1, width), [width, 2 width), ...; the last may be narrower.
+    """
+    edges = [1, *range(width, limit, width), limit]
+    pairs = [pair for pair in zip(edges, edges[1:]) if pair[0] < pair[1]]
+    return decibel(in_bands(power, pairs) / in_bands(low, pairs))

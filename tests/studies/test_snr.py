@@ -57,6 +57,10 @@ def test_published_figures_of_block_noise():
     for size, wanted in errors.items():
         block = spectra.block_noise_power(256, 256, size)
         assert abs(spectra.mismatch(block, repeated, 64) - wanted) < 0.1, size
+    bins = lambda size: spectra.deviations(spectra.block_noise_power(256, 256, size), repeated, 64)
+    assert bins(4).shape == (8,) and np.abs(bins(4)).max() < 0.5
+    means = {size: np.abs(bins(size)).mean() for size in errors}
+    assert min(means, key=means.get) == 4
     # Closed form: gain of a box at frequency 0 is its size, on each axis.
     assert spectra.block_noise_power(256, 256, 4)[0, 0] == pytest.approx(16)
     assert spectra.mixed_noise_power(256, 256, 4, 0.15, False)[0, 0] == pytest.approx(1.36)

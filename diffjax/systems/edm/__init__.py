@@ -175,9 +175,6 @@ def make(config, assets: dict | None = None) -> System:
             raise UserError("--cond: samples that are scored take the reference's classes")
         return images.labels_like(source, names, index)
 
-    def evaluate(source, metrics, net, **how):
-        return report.scorer(source, metrics, net, **how)
-
     return System(
         init=images.initialiser(net, shape),
         loss=loss,
@@ -189,7 +186,7 @@ def make(config, assets: dict | None = None) -> System:
         data=data,
         show=show,
         write=lambda output, path: pictures.write_array(output["image"], path),
-        evaluate=evaluate,
+        evaluate=report.scorer,
         balanced=config.data.balanced and bool(null),
         sharding=nets.sharding(config.network),
         assets=assets,

@@ -137,8 +137,14 @@ def make(config, assets: dict | None = None) -> System:
     def asked(parent: System, request: Request):
         if parent.pixels is None or "data" not in parent.assets:
             raise UserError(f"config.parent {config.parent}: its samples are no pictures")
-        _check_fit(config.parent, *images.described(parent.assets), low, names)
-        return adopt(request, parent.request)
+        their_shape, their_names = images.described(parent.assets)
+        _check_fit(config.parent, their_shape, their_names, low, names)
+        wanted = adopt(request, parent.request, bool(their_names))
+        try:
+            parent.condition(wanted, np.zeros(1, int))
+        except UserError as error:
+            raise UserError(f"config.parent {config.parent}: {error}") from error
+        return wanted
 
     def pixels(params, keys, given, request: Request):
         label, small = given

@@ -70,17 +70,20 @@ def check(request: Request) -> None:
     noise_levels(request)
 
 
-def adopt(request: Request, default):
+def adopt(request: Request, default, classes: bool):
     """Returns the parent's request: its default, the same classes, and what `--parent` says.
 
     Args:
       default: the parent's default request, a frozen dataclass.
+      classes: whether the parent knows classes.
 
     Raises:
       UserError: a field that the parent's request lacks, or a value of another type.
     """
     known = {f.name: type(getattr(default, f.name)) for f in dataclasses.fields(default)}
-    values = {"cond": request.cond} if "cond" in known else {}
+    values = {}
+    if known.pop("cond", None):  # not a field of --parent: all stages have the same classes
+        values["cond"] = request.cond if classes else ""
     for word in filter(None, request.parent.split(",")):
         name, found, text = word.strip().partition("=")
         if not found:
