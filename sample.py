@@ -13,7 +13,10 @@ from diffjax.run import cli
 
 @command
 def main(argv: list[str]) -> int:
-    parser = cli.sampling_parser("sample.py", __doc__.splitlines()[0], num=80, batch=80)
+    how_many = "how many samples; of own pictures to start from, without it: one each"
+    parser = cli.sampling_parser(
+        "sample.py", __doc__.splitlines()[0], num=80, batch=80, help_num=how_many
+    )
     parser.add_argument(
         "--out", default="", help="PATH.png a picture, PATH.npz arrays, PATH/ single files"
     )
@@ -31,8 +34,9 @@ def main(argv: list[str]) -> int:
     params, which = sampling.load_params(
         system, workdir, grid, ema=args.ema, step=args.step, request=request
     )
+    num = args.num if cli.given(argv, "--num") else sampling.own(system, request) or args.num
     outputs = sampling.collect(
-        system, params, request, num=args.num, seed=args.seed, batch=args.batch, mesh=grid,
+        system, params, request, num=num, seed=args.seed, batch=args.batch, mesh=grid,
         progress=True,
     )  # fmt: skip
     print(f"{sampling.save(system, outputs, out)} ({workdir}, {which})")

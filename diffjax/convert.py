@@ -1,8 +1,9 @@
 """Weights in and out: `python -m diffjax.convert FILE --out runs/NAME` makes a run of a file.
 
-FILE is an EDM network snapshot (.pkl), whose architecture is in it, or a state dict (.pt, .pth,
-.safetensors) with `--config` for the architecture. Nothing in it is executed. The run directory
-that comes out is taken by sample.py and diffjax.evaluate.
+FILE is an EDM network snapshot (.pkl), whose architecture is in it; a relay diffusion checkpoint
+(.pt) with `--config configs/relay_*.py`, which has what the file does not say; or a state dict
+(.pt, .pth, .safetensors) with `--config` for the architecture. Nothing in it is executed. The run
+directory that comes out is taken by sample.py and diffjax.evaluate.
 
 `python -m diffjax.convert runs/NAME --out FILE.safetensors` is the way out: a run's weights as a
 state dict, for other programs.
@@ -17,7 +18,7 @@ from pathlib import Path
 from diffjax.errors import UserError, choose, command
 from diffjax.run import cli
 
-SYSTEMS = ("edm",)
+SYSTEMS = ("edm", "relay")
 FIRST = "map_layer0.weight"  # a name that every EDM network has, once
 
 
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> int:
         "file", metavar="FILE", help="an EDM .pkl, a state dict (.pt, .pth, .safetensors), or a run"
     )
     add("--out", required=True, help="the run directory to make, or of a run the .safetensors")
-    add("--system", default="edm", help="whose weights they are")
+    add("--system", default="", help="whose weights they are; empty: the config's, or EDM's")
     add("--config", default="", help="a state dict's config file (an EDM .pkl needs none)")
     add("--prefix", default="", help="take the names that begin so, without it: state_dict.")
     add("--ema", default="", help="of a run: which EMA; empty: the first; none: raw; posthoc:STD")
@@ -38,7 +39,8 @@ def main(argv: list[str]) -> int:
     )
     argv, overrides = cli.split_overrides(argv)
     args = parser.parse(argv)
-    choose(args.system, dict.fromkeys(SYSTEMS), "--system")
+    if args.system:
+        choose(args.system, dict.fromkeys(SYSTEMS), "--system")
     file, out = Path(args.file), Path(args.out)
     if out.exists():
         raise UserError(f"{out} is there already: give --out another name, or delete it")
@@ -56,12 +58,16 @@ def main(argv: list[str]) -> int:
     if reading.kind_of(file) == "pickle":
         if args.config or overrides or args.prefix:
             raise UserError(f"{file}: its architecture is in it; leave out --config and --prefix")
+        if args.system == "relay":
+            raise UserError(f"{file}: an EDM snapshot; leave out --system")
         config, assets, params = from_snapshot(file)
     else:
         if not args.config:
-            raise UserError(f"{file} is a state dict: give its architecture by --config FILE")
+            raise UserError(f"{file} is no EDM snapshot: give its architecture by --config FILE")
         config = cli.apply_overrides(cli.load_config(args.config), overrides)
-        config, assets, params = from_state_dict(file, config, args.prefix)
+        if args.system not in ("", config.get("system")):
+            raise UserError(f"--system {args.system}: {args.config} is of another system")
+        config, assets, params = from_weights(file, config, args.prefix)
     write(config, assets, params, out, str(file))
     count = sum(array.size for array in params.values())
     about = assets["data"]
@@ -92,6 +98,60 @@ def from_snapshot(file: Path):
     return config, _assets(file, config, shape, classes, u), params
 
 
+def from_weights(file: Path, config, prefix: str):
+    """`from_checkpoint` where the file holds whole networks, else `from_state_dict`."""
+    from diffjax.weights import edm_pickles, reading
+
+    if reading.kind_of(file) == "zip" and edm_pickles.holds_networks(file):
+        return from_checkpoint(file, config, prefix.removesuffix(".") or "ema")
+    return from_state_dict(file, config, prefix)
+
+
+def from_checkpoint(file: Path, config, network: str):
+    """Returns (config, assets, {path: array}) of one network of a relay diffusion checkpoint.
+
+    The file says which labels the network knows and whether they were dropped in training; the
+    config says the rest: blur and noise are in no file.
+
+    Raises:
+      UserError: what `edm_pickles.read_checkpoint` and `published` refuse.
+    """
+    from diffjax.systems.edm import published
+    from diffjax.weights import edm_pickles
+
+    cli.require(config, {"data.path": str, "network.kind": str, "diffusion.label_dropout": float})
+    architecture, state = edm_pickles.read_checkpoint(file, network)
+    theirs = published.config_of(architecture, str(file))
+    if theirs.diffusion.precond != "edm":
+        raise UserError(f"{file}: {architecture.wrapper} is not how relay diffusion's are wrapped")
+    params, _ = published.to_params(state, published.taps_of(theirs.network), str(file))
+    dropout = architecture.inner_attributes.get("label_dropout", 0)
+    with config.unlocked():
+        config.data.path = published.NO_DATA
+        config.diffusion.sigma_data = theirs.diffusion.sigma_data
+        if "precond" in config.diffusion:  # of a first stage, which is EDM's
+            config.diffusion.precond = theirs.diffusion.precond
+        if isinstance(dropout, int | float) and 0 <= dropout < 1:
+            config.diffusion.label_dropout = float(dropout)
+    _take_augment_dim(config, params)
+    classes = published.num_classes(architecture, str(file))
+    shape = published.image_shape(architecture, str(file))
+    return config, _assets(file, config, shape, classes, None), params
+
+
+def _take_augment_dim(config, params: dict) -> None:
+    """Sets the size of the layer for augmentation labels, 0 where the file has none.
+
+    Networks were published with and without it, and both are sampled alike.
+    """
+    layer = params.get("map_augment/kernel")
+    if "augment_dim" in config.network:
+        with config.unlocked():
+            config.network.augment_dim = 0 if layer is None else int(layer.shape[0])
+            if layer is None and "augment" in config:
+                config.augment.probability = 0.0
+
+
 def from_state_dict(file: Path, config, prefix: str):
     """Returns (config, assets, {path: array}) of a state dict and the config of its network.
 
@@ -112,6 +172,7 @@ def from_state_dict(file: Path, config, prefix: str):
     shape, classes = published.named_shape(state, str(file))
     with config.unlocked():
         config.data.path = published.NO_DATA
+    _take_augment_dim(config, state)
     return config, _assets(file, config, shape, classes, u), state
 
 
@@ -182,8 +243,9 @@ def write(config, assets: dict, params: dict, out: Path, where: str) -> None:
 def export(workdir: Path, out: Path, ema: str, step: int) -> str:
     """Writes a run's weights as a state dict in safetensors; returns one line that says what.
 
-    EDM's networks get the released names and layouts, constants included, so that the released
-    code loads them; others our names, with "." between the parts, and our layouts.
+    EDM's networks, which relay's are too, get the released names and layouts, constants included,
+    so that the released code loads them; others our names, with "." between the parts, and our
+    layouts.
 
     Raises:
       UserError: another ending, no such run, or what `sampling.load_params` refuses.
@@ -201,7 +263,7 @@ def export(workdir: Path, out: Path, ema: str, step: int) -> str:
         system, workdir, mesh.make_mesh(mesh.LOCAL), ema=ema, step=step
     )
     params = trees.flatten(sampling.fetch(params))
-    if config.system == "edm" and config.network.kind in published.KINDS:
+    if config.system in SYSTEMS and config.network.kind in published.KINDS:
         taps = published.taps_of(config.network)
         state = published.from_params(params, taps, system.assets.get(preconditioning.LEVELS))
         names = "EDM's names"

@@ -30,6 +30,7 @@ os.environ["XDG_CACHE_HOME"] = _kept.name
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # train.py and sample.py are scripts, not part of the package
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))  # what several folders of tests import
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

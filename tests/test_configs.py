@@ -17,6 +17,12 @@ SIZES = {
     "edm_ffhq64": 64,
     "edm_imagenet64": 64,
     "images": 64,
+    "relay_tiny_base": 12,
+    "relay_emoji64": 64,
+    "relay_emoji256": 256,
+    "relay_celebahq64": 64,
+    "relay_celebahq256": 256,
+    "relay_imagenet256": 256,
 }
 
 

@@ -1,6 +1,7 @@
 """The documentation: its Python runs, its commands exist, its links lead somewhere."""
 
 import contextlib
+import dataclasses
 import importlib
 import io
 import os
@@ -14,12 +15,14 @@ import pytest
 import yaml
 
 from diffjax.run import cli
+from diffjax.systems.relay import request as relay
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMANDS = ("train.py", "sample.py", "diffjax.evaluate", "diffjax.prepare", "diffjax.convert")
+COMMANDS += ("diffjax.studies.snr",)
 NEED_A_RUN = ("sample.py", "diffjax.evaluate")
 
 
@@ -75,6 +78,8 @@ def known_flags(trained):
             module.main([*words, "--help"])
         assert not leave.value.code
         flags[name] = {"--debug", *re.findall(r"--[a-z][\w-]*", text.getvalue())}
+        if name in NEED_A_RUN:  # of a run of EDM's; a relay stage takes these
+            flags[name] |= {f"--{field.name}" for field in dataclasses.fields(relay.Request)}
     return flags
 
 
@@ -105,6 +110,18 @@ def test_commands_exist(page, command, words, known_flags):
     cli.apply_overrides(cli.load_config(str(ROOT / config)), overrides)
 
 
+@pytest.mark.slow
+def test_the_relay_page_s_first_commands_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    lines = blocks(DOCS / "relay.md", "sh")[0].splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        _, script, *words = shlex.split(line)
+        assert importlib.import_module(script.removesuffix(".py")).main(words) == 0
+    assert (tmp_path / "runs" / "relay_tiny" / "samples" / "seed_0.png").is_file()
+
+
 def test_modules_in_commands_exist():
     for page, line in LINES:
         for module in re.findall(r"-m (diffjax[\w.]*)", line):
@@ -115,6 +132,7 @@ def test_modules_in_commands_exist():
 def test_config_fields_in_the_text_exist(page):
     config = cli.load_config(str(ROOT / "configs" / "emoji.py"))
     flat = cli.flatten(config)
+    flat |= cli.flatten(cli.load_config(str(ROOT / "configs" / "relay_tiny.py")))
     groups = {".".join(k.split(".")[:n]) for k in flat for n in range(1, k.count(".") + 1)}
     text = FENCE.sub("", page.read_text())
     for field in re.findall(r"`(?:--)?config\.([a-z][\w.]*)[`=]", text):
@@ -179,7 +197,7 @@ def test_every_page_is_in_the_navigation():
 def test_every_public_module_is_in_the_reference():
     text = "".join(p.read_text() for p in (DOCS / "reference").glob("*.md"))
     named = set(re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE))
-    for room in ("core", "nets", "data", "metrics", "weights", "run", "systems"):
+    for room in ("core", "nets", "data", "metrics", "weights", "run", "systems", "studies"):
         for path in (ROOT / "diffjax" / room).glob("*.py"):
             if path.stem != "__init__":
                 assert f"diffjax.{room}.{path.stem}" in named, short(path)

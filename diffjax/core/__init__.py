@@ -8,9 +8,9 @@
 
 That is all. Each word is a file, and each file can be read alone:
 
-    processes   A(t), sigma(t): edm, vp, ve, flow, discrete, scaled. `Process.at(t)` is a `Level`
-                (t, alpha, sigma), and the other files are written with levels: none of them asks
-                which process it is on.
+    processes   A(t), sigma(t): edm, vp, ve, flow, discrete, scaled, blurred. `Process.at(t)` is a
+                `Level` (t, alpha, sigma), and the other files are written with levels: none of them
+                asks which process it is on.
     denoisers   a network's output becomes an estimate of x0: it may predict the noise, v, the
                 velocity, x0, or EDM's preconditioned mixture.
     objectives  at which t a network is trained, and how much each t counts.
@@ -18,6 +18,7 @@ That is all. Each word is a file, and each file can be read alone:
     grids       the decreasing times that a sampler visits.
     samplers    from noise to data: `ode` (Euler, Heun, churn), `ddim` (DDIM, DDPM, ancestral,
                 consistency models), and with a memory `dpmpp` and `unipc`.
+    patches     what a process that blurs is made of: the DCT of patches, block noise.
     guidance    a denoiser changed on the way: guidance of several kinds, clipping, in-painting.
 
 The same in ten lines, with no network: the best guess for a finite set of points is their mean,
@@ -45,6 +46,24 @@ wrong raises `diffjax.errors.UserError`.
 Imports: jax, numpy, scipy and `diffjax.errors`. The core knows no network, no data and no file.
 """
 
-from diffjax.core import denoisers, ema, grids, guidance, objectives, processes, samplers
+from diffjax.core import (
+    denoisers,
+    ema,
+    grids,
+    guidance,
+    objectives,
+    patches,
+    processes,
+    samplers,
+)
 
-__all__ = ["denoisers", "ema", "grids", "guidance", "objectives", "processes", "samplers"]
+__all__ = [
+    "denoisers",
+    "ema",
+    "grids",
+    "guidance",
+    "objectives",
+    "patches",
+    "processes",
+    "samplers",
+]

@@ -105,6 +105,22 @@ def nearest(grid, levels) -> np.ndarray:
     return levels[np.argmin(np.abs(grid[:, None] - levels), axis=1)]
 
 
+def below(grid, sigma: float) -> np.ndarray:
+    """The entries of a grid that are less than sigma: a sampler that starts on the way.
+
+    Relay diffusion starts from a picture at a middle noise level, on the rest of a grid that was
+    laid from far above (Teng et al. 2023; their 200 steps from 80 are 100 from 0.87).
+
+    Raises:
+      UserError: nothing but the final 0 is below sigma.
+    """
+    grid = np.asarray(grid, np.float64)
+    kept = grid[grid < sigma]
+    if len(kept) < 2:
+        raise UserError(f"grids.below: no step is left below {sigma}: the lowest is {grid[-2]:.6g}")
+    return kept
+
+
 def shifted(grid, shift: float) -> np.ndarray:
     """t -> s t/(1 + (s - 1) t) for a grid in [0, 1]: on `flow`, every ratio times s.
 

@@ -10,6 +10,7 @@ new process is one constructor below.
     flow      x = (1 - t) x0 + t n                      Liu et al. 2023; Lipman et al. 2023
     discrete  x = sqrt(abar_t) x0 + sqrt(1 - abar_t) n  Ho et al. 2020; t = 1..T and 0 = clean
     scaled    x = s(t) (x of another process)           Karras et al. 2022, Table 1: their s(t)
+    blurred   x = Blur(x0) + t (white + block noise)    Hoogeboom & Salimans 2023; Teng et al. 2023
 
 `sigma` is the absolute noise level in x_t. What Karras et al. call sigma is the ratio sigma/alpha:
 x_t / alpha = x0 + ratio n is the same picture on EDM's scale, and `t_of(ratio)` finds its time.
@@ -23,7 +24,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
+from diffjax.core import patches
 from diffjax.errors import UserError
 
 Array = jax.Array | np.ndarray
@@ -243,3 +246,79 @@ def scaled(process: Process, scale: Callable[[Array], Array]) -> Process:
         colour=process.colour,
         name=process.name,
     )
+
+
+def blurred(
+    blur: Callable[[Array], Array],
+    patch: patches.Patch,
+    *,
+    floor: float = 0.001,
+    block: float = 0.0,
+    block_size: patches.Patch | None = None,
+    normalize: bool = False,
+) -> Process:
+    """x_t = Blur(x0, blur(t)) + t n on pictures [..., H, W, C]: time is the noise level, as on edm.
+
+    Every patch is blurred by itself towards its mean (`patches.damping`); alpha is the damping of a
+    patch's DCT, [..., p, p], and n is white noise plus `block` times `patches.block_noise`.
+
+    A patch as large as the picture is blurring diffusion (Hoogeboom & Salimans 2023); small patches
+    and block noise are relay diffusion (Teng et al. 2023), whose schedule is `relay_blur`.
+
+    Args:
+      blur: t -> standard deviation of the blur in pixels, 0 at t = 0; NumPy in, NumPy out, and JAX
+        in, JAX out.
+      patch: pixels a side, or (height, width).
+      floor: what is left at least of every coefficient.
+      block: weight of the block noise. 0: none, and its draws are not made.
+      block_size: side of its kernel; default the patch.
+      normalize: whether n is divided by sqrt(1 + block^2), so that its variance is 1: the paper's.
+        Without, as relay diffusion was released, the variance is 1 + block^2.
+
+    Raises:
+      UserError: a patch that is no size, a negative weight, a floor outside [0, 1].
+    """
+    patches.sides(patch)
+    size = patches.sides(patch if block_size is None else block_size)
+    if not 0 <= floor <= 1 or not 0 <= block < np.inf:
+        raise UserError(f"blurred: floor {floor} must be in [0, 1] and block {block} at least 0")
+    scale = 1 / np.sqrt(1 + block**2) if normalize else 1.0
+
+    def mixed(white, other):
+        return (white + block * patches.block_noise(other, size)) * np.asarray(scale, white.dtype)
+
+    return Process(
+        alpha=lambda t: patches.damping(blur(t), patch, floor),
+        sigma=lambda t: t,
+        apply=patches.damp,
+        **({"colour": mixed} if block else {}),
+    )
+
+
+def relay_blur(
+    blur_max: float, quantile: float, p_mean: float = -1.2, p_std: float = 1.2
+) -> Callable[[Array], Array]:
+    """t -> blur_max sin^2(pi u/2), u = Phi((ln t - p_mean)/p_std)/quantile: the blur of `blurred`.
+
+    u is uniform on [0, 1] if t is drawn as EDM draws it but only from below its `quantile`: see
+    `objectives.relay`. Teng et al. 2023. Above that noise level u passes 1 and the blur turns back,
+    as in the released code.
+
+    Args:
+      blur_max: in pixels; 3/4 of the patch leaves 6 % of its lowest frequency.
+      quantile: the paper's L. The released samplers may take another than training did.
+    """
+    if not blur_max >= 0 or not quantile > 0 or not p_std > 0:
+        raise UserError(
+            f"relay_blur: blur_max {blur_max} must be at least 0, quantile {quantile} and p_std "
+            f"{p_std} above 0"
+        )
+
+    def blur(t):
+        xp = _numpy(t)
+        cdf = scipy.special.ndtr if xp is np else jax.scipy.special.ndtr
+        with np.errstate(divide="ignore"):  # ln 0: no noise, no blur
+            u = cdf((xp.log(t) - p_mean) / p_std) / quantile
+        return blur_max * xp.sin(np.pi * u / 2) ** 2
+
+    return blur

@@ -51,7 +51,8 @@ def open_source(
       path: as above.
       split: "train", unless the set has others.
       image_size: crop and scale pictures to this many pixels a side; None takes them as they are.
-        Sets of arrays ("emoji", .npz) must have this size already.
+        Sets of arrays ("emoji", .npz) must have this size already, or a whole multiple of it: then
+        each pixel is the mean of a block of theirs.
       max_bytes: read sets with up to this many bytes of pixels into memory (an `ArraySource`).
 
     Raises:
@@ -106,9 +107,22 @@ def _split_folder(folder: Path, split: str) -> Path:
 
 def _sized(source: ArraySource, image_size: int | None) -> ArraySource:
     height, width, _ = source.image_shape
-    if image_size and (height, width) != (image_size, image_size):
+    if not image_size or (height, width) == (image_size, image_size):
+        return source
+    times = height // image_size
+    if height != width or times * image_size != height:
         raise UserError(
             f"{source.name}: its images are {width}x{height} and image_size is {image_size};"
             " leave image_size out, or prepare the pictures again at that size"
         )
-    return source
+    return _reduced(source, times)
+
+
+def _reduced(source: ArraySource, times: int) -> ArraySource:
+    """The means of blocks of times x times pixels, rounded to 8 bits."""
+    n, height, width, channels = source.images.shape
+    small = np.empty((n, height // times, width // times, channels), np.uint8)
+    for i, image in enumerate(source.images):
+        blocks = image.reshape(height // times, times, width // times, times, channels)
+        small[i] = np.round(blocks.mean((1, 3)))
+    return ArraySource(small, source.labels, source.class_names, source.name)

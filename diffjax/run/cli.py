@@ -47,6 +47,11 @@ def refuse_unknown(unknown: list[str], parser: argparse.ArgumentParser) -> None:
     raise UserError(f"unexpected argument {word!r}: flags are written --name value")
 
 
+def given(argv: list[str], flag: str) -> bool:
+    """Whether a flag was written, as --flag VALUE or --flag=VALUE."""
+    return any(word.split("=")[0] == flag for word in argv)
+
+
 def add_request_flags(parser: argparse.ArgumentParser, request) -> None:
     """Adds one flag a field of a frozen dataclass: its value the default, its `help` the help."""
     for field in dataclasses.fields(request):
@@ -61,12 +66,14 @@ def add_request_flags(parser: argparse.ArgumentParser, request) -> None:
         )
 
 
-def sampling_parser(prog: str, description: str, *, num: int, batch: int) -> Parser:
+def sampling_parser(
+    prog: str, description: str, *, num: int, batch: int, help_num: str = "how many samples"
+) -> Parser:
     """Returns the flags of every command that samples a run; `with_request` adds the system's."""
     parser = Parser(prog=prog, description=description, add_help=False)
     add = parser.add_argument
     add("--workdir", default="runs/emoji", help="a run directory")
-    add("--num", type=positive, default=num, help="how many samples")
+    add("--num", type=positive, default=num, help=help_num)
     add("--seed", type=int, default=0, help="sample s is made of (seed, s)")
     add("--batch", type=positive, default=batch, help="how many at a time, on all devices")
     add("--ema", default="", help="which EMA; empty: the first; none: raw; posthoc:STD")
@@ -99,6 +106,14 @@ def read_request(args: argparse.Namespace, request):
     """Returns the request with the values that its flags were given."""
     values = {f.name: getattr(args, f.name) for f in dataclasses.fields(request)}
     return dataclasses.replace(request, **values)
+
+
+def convert(what: str, text: str, kind: type):
+    """Returns the text as a bool, int, float or str; `UserError` names `what` where it is none."""
+    try:
+        return _boolean(text) if kind is bool else kind(text)
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise UserError(f"{what}={text}: takes {kind.__name__}") from error
 
 
 def _boolean(text: str) -> bool:

@@ -20,19 +20,62 @@ MAX_BATCH = 1 << 16
 WEIGHTS = "weights.safetensors"  # a run's EMA weights alone, without checkpoints
 
 
-def sampler(system: System, request, mesh: Mesh) -> Callable:
+def sampler(system: System, request, mesh: Mesh, draw: Callable | None = None) -> Callable:
     """Returns jitted (params, seed uint32, index int32 [B], condition) -> outputs [B, ...].
 
-    The batch is cut over the mesh; params keep the shardings they come with.
+    The batch is cut over the mesh; params keep the shardings they come with. `draw` is the system's
+    `sample` unless another of its functions is given.
     """
+    draw = draw or system.sample
 
     def run(params, seed, index, condition):
         base = jax.random.key(seed)
         keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(index)
         keys, condition = jax.lax.with_sharding_constraint((keys, condition), meshes.rows(mesh))
-        return system.sample(params, keys, condition, request)
+        return draw(params, keys, condition, request)
 
     return jax.jit(run)
+
+
+def starts(system: System, request, mesh: Mesh) -> Callable | None:
+    """Returns (seed, index, condition) -> the pictures [B, h, w, C] that these samples start from.
+
+    seed and condition are as `sampler` takes them, index is int32 [B] on the host.
+
+    They are those that the request brings, else samples of the parent under the same seed, number
+    and condition, whose own start is found the same way: so a chain of runs is followed to its
+    first. None where samples start from noise.
+
+    Raises:
+      UserError: no parent, or one that does not fit or has no weights.
+    """
+    if system.start is None:
+        return None
+    place = functools.partial(_global, sharding=meshes.rows(mesh))
+    given = system.start.pictures(request)
+    if given is not None:
+        pick = lambda index: np.stack([given[i % len(given)] for i in index.tolist()])
+        return lambda seed, index, condition: place(pick(index))
+    if system.start.parent is None:
+        raise UserError("this stage starts from pictures: give --start FOLDER")
+    parent, workdir = system.start.parent()
+    wanted = system.start.adopt(parent, request)
+    params, _ = load_params(parent, workdir, mesh, request=wanted)
+    before = starts(parent, wanted, mesh)
+    run = sampler(parent, wanted, mesh, parent.pixels)
+
+    def pictures(seed, index, condition):
+        if before is not None:
+            condition = condition, before(seed, index, condition)
+        return run(params, seed, place(index), condition)
+
+    return pictures
+
+
+def own(system: System, request) -> int:
+    """Returns how many pictures the request brings to start from; 0 where it brings none."""
+    given = system.start.pictures(request) if system.start else None
+    return 0 if given is None else len(given)
 
 
 def batches(
@@ -61,12 +104,17 @@ def batches(
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed {seed}: must be from 0 to {2**32 - 1}")
     place = functools.partial(_global, sharding=meshes.rows(mesh))
-    for start in range(0, num, size):
-        index = np.arange(start, start + size)
+    condition(np.arange(1))  # a request that cannot be met is refused before a parent is opened
+    begin = starts(system, request, mesh)
+    for first in range(0, num, size):
+        index = np.arange(first, first + size)
         wanted = jax.tree.map(place, condition(index))
         number = _global(np.uint32(seed), meshes.replicated(mesh))
-        outputs = run(params, number, place(index.astype(np.int32)), wanted)
-        keep = min(size, num - start)
+        index = index.astype(np.int32)
+        if begin is not None:
+            wanted = wanted, begin(number, index, wanted)
+        outputs = run(params, number, place(index), wanted)
+        keep = min(size, num - first)
         yield jax.tree.map(lambda a: a[:keep], fetch(outputs))  # noqa: B023
 
 

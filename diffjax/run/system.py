@@ -12,6 +12,24 @@ from diffjax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where samples begin that do not begin from noise: pictures of the stage before.
+
+    Attributes:
+      pictures: request -> what the request itself brings: a sequence of float32 [h, w, C], taken in
+        turn, or None, and then they are the parent's samples.
+      adopt: (System, request) -> what the parent is asked for. Raises `UserError` where that system
+        cannot be the parent.
+      parent: () -> (System, its run directory), another run, which may itself have a parent. None
+        before `systems.load`, which knows where runs are.
+    """
+
+    pictures: Callable
+    adopt: Callable
+    parent: Callable | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class System:
     """A diffusion system as a record of pure functions. `run` knows this and nothing else.
 
@@ -29,7 +47,11 @@ class System:
       condition_like: (request, source, index) -> the same, but conditioned as the source's
         examples are, for scoring against them.
       sample: (params, keys, condition, request) -> outputs, a pytree of arrays [B, ...]. Pure in
-        its arrays, `request` is static.
+        its arrays, `request` is static. Where `start` is given, `condition` here is the pair
+        (condition, pictures [B, h, w, C] to start from).
+      pixels: the same arguments -> float32 [B, H, W, C], the pictures before they are rounded to
+        8 bits: for a system whose samples start from them. None: it is no stage of a chain.
+      start: where samples start that do not start from noise, a `Start`, else None.
       data: split -> a source (see `diffjax.data.sources`).
       balanced: whether training draws classes evenly.
       show: (outputs, path) -> None: writes a picture for a person. Host side.
@@ -59,6 +81,8 @@ class System:
     show: Callable
     write: Callable
     evaluate: Callable
+    pixels: Callable | None = None
+    start: Start | None = None
     balanced: bool = False
     suffix: str = ".png"
     sharding: tuple = ()

@@ -1,5 +1,7 @@
 """The systems, each a thin room over the core: `make` is how a config becomes one."""
 
+import dataclasses
+import functools
 import importlib
 from pathlib import Path
 
@@ -7,7 +9,7 @@ from diffjax.errors import UserError, choose
 from diffjax.run import cli
 from diffjax.run.system import System, load_assets
 
-SYSTEMS = {"edm": "diffjax.systems.edm"}
+SYSTEMS = {"edm": "diffjax.systems.edm", "relay": "diffjax.systems.relay"}
 
 
 def make(config, assets: dict | None = None) -> System:
@@ -27,9 +29,32 @@ def make(config, assets: dict | None = None) -> System:
 
 
 def load(workdir: str | Path):
-    """Returns (system, config) of a run directory, without opening its training data."""
-    config = cli.read_config(Path(workdir))
+    """Returns (system, config) of a run directory, without opening its training data.
+
+    A system that starts from another run's samples is told where that run is: `config.parent`, as
+    written or, for runs that were moved together, beside this one.
+    """
+    workdir = Path(workdir)
+    config = cli.read_config(workdir)
     try:
-        return make(config, load_assets(Path(workdir))), config
+        system = make(config, load_assets(workdir))
     except UserError as error:
         raise UserError(f"{workdir}: {error}") from error
+    if system.start is not None:
+        parent = functools.partial(_parent, config.parent, workdir)
+        start = dataclasses.replace(system.start, parent=parent)
+        system = dataclasses.replace(system, start=start)
+    return system, config
+
+
+def _parent(name: str, workdir: Path) -> tuple[System, Path]:
+    if not name:
+        raise UserError(f"{workdir}: its config names no parent: give --start FOLDER")
+    place = Path(name)
+    if not place.is_dir():
+        place = workdir.resolve().parent / place.name
+    if not place.is_dir():
+        raise UserError(
+            f"{workdir}: its parent {name} is not there: train it, or give --start FOLDER"
+        )
+    return load(place)[0], place

@@ -1,16 +1,21 @@
-"""Network snapshots of the EDM repository (network-snapshot-*.pkl, edm-*.pkl), read as data.
+"""Networks that were saved as Python objects by the EDM repository and its forks, read as data.
 
-Such a file is a plain pickle of a dict {"ema", "loss_fn", "augment_pipe", "dataset_kwargs"}. Every
-object of a network class is written as a call of `_reconstruct_persistent_obj` with the class'
-source text and the object's attributes; the original runs that text. Here the text is skipped: the
-architecture is known by its class' name and the arguments that it was made with.
+Two kinds of file: EDM's own snapshots (network-snapshot-*.pkl, edm-*.pkl), and PyTorch checkpoints
+(.pt) in which a fork put whole networks, as relay diffusion's are.
+
+A snapshot is a plain pickle of a dict {"ema", "loss_fn", "augment_pipe", "dataset_kwargs"}, a
+checkpoint a zip file whose tree is one of {"ema", "net", "optimizer_state", "step"}. Every object
+of a network class is written as a call of `_reconstruct_persistent_obj` with the class' source text
+and the object's attributes; the original runs that text. Here the text is skipped: the architecture
+is known by its class' name and the arguments that it was made with.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from diffjax.errors import UserError
-from diffjax.weights import opcodes
+from diffjax.weights import opcodes, torch_files
 from diffjax.weights.opcodes import Buffer, Record
 from diffjax.weights.tensors import NAMES, Storage, Tensor, arrays, empty_dict
 from diffjax.weights.torch_files import read_stream
@@ -28,6 +33,7 @@ class Architecture:
       attributes: the wrapper's plain attributes: sigma_data, img_resolution, label_dim, ....
       inner: class name of the network inside, "SongUNet" for one.
       inner_arguments: what that was made with.
+      inner_attributes: its plain attributes, label_dropout for one.
     """
 
     wrapper: str
@@ -35,6 +41,7 @@ class Architecture:
     attributes: dict[str, Any] = field(default_factory=dict)
     inner: str = ""
     inner_arguments: dict[str, Any] = field(default_factory=dict)
+    inner_attributes: dict[str, Any] = field(default_factory=dict)
 
 
 class _Persistent(Record):
@@ -49,6 +56,17 @@ def _module_dict(*arguments) -> Record:
     if arguments:
         raise ValueError("arguments")
     return Record("ModuleDict")
+
+
+MODULE = "torch_utils.persistence"
+# What such a file may name beside what every checkpoint may, and what stands for it.
+OBJECTS = {
+    **NAMES,
+    (MODULE, "_reconstruct_persistent_obj"): _Persistent,
+    ("torch.nn.modules.container", "ModuleDict"): _module_dict,
+    # Dicts with attribute access, of which only the dict matters.
+    ("dnnlib.util", "EasyDict"): empty_dict,
+}
 
 
 def read(data: Buffer, where: str, network: str = "ema") -> tuple[Architecture, dict]:
@@ -80,17 +98,33 @@ def read(data: Buffer, where: str, network: str = "ema") -> tuple[Architecture, 
             known[id(raw)] = found, raw
         return known[id(raw)][0]
 
-    names = {
-        **NAMES,
-        ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Persistent,
-        ("torch.nn.modules.container", "ModuleDict"): _module_dict,
-        ("torch.storage", "_load_from_bytes"): storage,
-        # Dicts with attribute access, of which only the dict matters.
-        ("dnnlib.util", "EasyDict"): empty_dict,
-    }
+    names = {**OBJECTS, ("torch.storage", "_load_from_bytes"): storage}
     tree, end = opcodes.load(data, where, names)
     if end != len(data):
         raise UserError(f"{where}: {len(data) - end} bytes follow the pickle in it")
+    return _network(tree, network, where, len(data))
+
+
+def holds_networks(path: Path) -> bool:
+    """Whether a checkpoint in the zip format says that it holds networks of this kind as objects.
+
+    Raises:
+      UserError: no such checkpoint.
+    """
+    return MODULE.encode() in torch_files.tree_of_zip(path)
+
+
+def read_checkpoint(path: Path, network: str = "ema") -> tuple[Architecture, dict]:
+    """Reads one network of a checkpoint in the zip format, as `read` does of a snapshot.
+
+    The others in it, and the optimiser's state, are not read.
+    """
+    finish = lambda tree, where, stored: _network(tree, network, where, stored)
+    return torch_files.read_zip(path, OBJECTS, finish)
+
+
+def _network(tree, network: str, where: str, stored: int) -> tuple[Architecture, dict]:
+    """The architecture and the state dict of one entry of what was read."""
     if not isinstance(tree, dict) or network not in tree:
         raise UserError(f"{where}: a pickle, but no EDM network snapshot: no {network!r} in it")
     wrapper, state = _object(tree[network], where)
@@ -106,10 +140,11 @@ def read(data: Buffer, where: str, network: str = "ema") -> tuple[Architecture, 
         attributes=_plain(state),
         inner=inner,
         inner_arguments=_plain(_dict(inner_state, "_init_kwargs", where)),
+        inner_attributes=_plain(inner_state),
     )
     tensors: dict[str, Tensor] = {}
     _collect(tree[network], "", tensors, where)
-    return architecture, arrays(tensors, where, len(data))
+    return architecture, arrays(tensors, where, stored)
 
 
 def _object(value, where: str) -> tuple[str, dict]:

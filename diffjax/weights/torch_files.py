@@ -8,6 +8,7 @@ about the machine, the tree, the storages' keys), then each storage's length and
 
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from diffjax.errors import UserError
@@ -21,24 +22,23 @@ MAX_RATIO = 20  # unpacked over packed size; PyTorch stores weights as they are
 MAX_MEMBERS = 200_000
 
 
-def read_zip(path: Path):
+def read_zip(path: Path, names: dict = NAMES, finish: Callable = arrays):
     """Reads a checkpoint in the zip format into a tree of dicts, lists, plain values and arrays.
+
+    Args:
+      path: the file.
+      names: what it may name, and what stands for that (`opcodes.load`).
+      finish: (tree with `Tensor`s, the file's name, bytes of its storages) -> what is returned,
+        called while the file is open.
 
     Raises:
       UserError: no such file, or one that lies, is damaged, or holds more than data.
     """
     where = str(path)
-    try:
-        archive = zipfile.ZipFile(path)
-    # zipfile lets through what struct, its decoders and the file system raise
-    except Exception as error:
-        raise UserError(f"{where}: not a zip file, or only a part of one ({error})") from error
-    with archive:
+    with _opened(path) as archive:
         members = _members(archive, where)
-        trees = [n for n in members if n.endswith("/data.pkl") and n.count("/") == 1]
-        if len(trees) != 1:
-            raise UserError(f"{where}: a zip file, but no PyTorch checkpoint: no NAME/data.pkl")
-        root = trees[0].removesuffix("data.pkl")
+        tree_name = _tree_name(members, where)
+        root = tree_name.removesuffix("data.pkl")
         if any(name.startswith(root + "code/") for name in members):
             raise UserError(f"{where}: a TorchScript program; save its state_dict() instead")
         swap = _order(archive, members.get(root + "byteorder"), where) != sys.byteorder
@@ -59,12 +59,39 @@ def read_zip(path: Path):
             storage.fetch = lambda: _read(archive, info, info.file_size, where)
             return storage
 
-        data = _read(archive, members[trees[0]], MAX_TREE, where)
-        tree, end = opcodes.load(data, where, NAMES, persistent=persistent)
+        data = _read(archive, members[tree_name], MAX_TREE, where)
+        tree, end = opcodes.load(data, where, names, persistent=persistent)
         if end != len(data):
             raise UserError(f"{where}: {len(data) - end} bytes follow the pickle in it")
         stored = sum(info.file_size for info in members.values())
-        return arrays(tree, where, stored)
+        return finish(tree, where, stored)
+
+
+def tree_of_zip(path: Path) -> bytes:
+    """Returns the pickle that a checkpoint in the zip format describes its tree with, unread.
+
+    Raises:
+      UserError: as `read_zip`, for the file around it.
+    """
+    with _opened(path) as archive:
+        members = _members(archive, str(path))
+        info = members[_tree_name(members, str(path))]
+        return _read(archive, info, MAX_TREE, str(path))
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    # zipfile lets through what struct, its decoders and the file system raise
+    except Exception as error:
+        raise UserError(f"{path}: not a zip file, or only a part of one ({error})") from error
+
+
+def _tree_name(members: dict, where: str) -> str:
+    trees = [n for n in members if n.endswith("/data.pkl") and n.count("/") == 1]
+    if len(trees) != 1:
+        raise UserError(f"{where}: a zip file, but no PyTorch checkpoint: no NAME/data.pkl")
+    return trees[0]
 
 
 def _members(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipInfo]:

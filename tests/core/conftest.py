@@ -42,3 +42,31 @@ def close():
         assert error <= tol, f"relative error {error:.2e} > {tol:.0e}"
 
     return check
+
+
+@pytest.fixture(scope="session")
+def relay_golden():
+    """relay_golden(name) -> the arrays of tests/golden/relay/name.npz; see the README there."""
+    opened = {}
+
+    def load(name):
+        if name not in opened:
+            with np.load(GOLDEN.parent / "relay" / f"{name}.npz") as arrays:
+                opened[name] = dict(arrays)
+        return opened[name]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def within():
+    """within(got, want, tol): max abs difference <= tol."""
+
+    def check(got, want, tol):
+        got, want = np.float64(got), np.float64(want)
+        assert got.shape == want.shape
+        error = np.abs(got - want).max()
+        print(f"error {error:.1e}, allowed {tol:.0e}")
+        assert error <= tol, f"error {error:.2e} > {tol:.0e}"
+
+    return check

@@ -170,6 +170,14 @@ def test_beyond_memory_is_read_one_by_one(make, check_contract):
     assert sources.open_source(moved, max_bytes=1).fingerprint != lazy.fingerprint
 
 
+def test_arrays_reduced_by_a_whole_number():
+    large, small = sources.embedded(), sources.open_source("emoji", image_size=8)
+    assert small.image_shape == (8, 8, 3) and small.class_names == large.class_names
+    blocks = large.images.astype(float).reshape(-1, 8, 3, 8, 3, 3).mean((2, 4))
+    assert np.abs(small.images - blocks).max() <= 0.5
+    assert small.fingerprint != large.fingerprint
+
+
 def test_emoji_is_the_embedded_set():
     assert sources.open_source("emoji").fingerprint == sources.embedded().fingerprint
     with pytest.raises(UserError, match="24x24 and image_size is 32"):

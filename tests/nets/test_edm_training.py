@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from diffjax.core import denoisers, ema, grids, objectives, processes, samplers
 from diffjax.data import augment
 from diffjax.run import update
-from diffjax.systems.edm import to_float
+from diffjax.systems.images import to_float
 from diffjax.weights import trees
 
 PIPE = augment.Pipe(0.12)

@@ -1,4 +1,4 @@
-"""Snapshots as the EDM repository writes them, made by hand around any weights."""
+"""Snapshots as the EDM repository writes them, made by hand; the tiny relay's configs."""
 
 import collections
 import io
@@ -10,6 +10,8 @@ import zlib
 
 import numpy as np
 import pytest
+
+from diffjax.run import cli
 
 MAGIC = 0x1950A86A20F9469CFC6C
 ABOUT = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
@@ -111,3 +113,35 @@ def by_rule():
         return np.float32(last == "weight") + np.float32(0.1) * w
 
     return weights
+
+
+@pytest.fixture(scope="session")
+def flags(root, tiny_data):
+    """flags(stage, **more) -> train.py's words for a run of seconds of one of the tiny stages."""
+
+    def make(stage, **more):
+        small = {
+            "steps": 4,
+            "batch_size": 8,
+            "checkpoint_every": 2,
+            "log_every": 1,
+            "num_samples": 4,
+            "data.path": tiny_data,
+            "data.image_size": {"relay_tiny_base": 4}.get(stage, 0),
+            "network.widths": "(8,)",
+            "network.embedding": 16,
+            **{name.replace("__", "."): value for name, value in more.items()},
+        }
+        words = [f"--config.{name}={value}" for name, value in small.items()]
+        return ["--config", str(root / "configs" / f"{stage}.py"), *words]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def config_of(flags):
+    def make(stage="relay_tiny", **more):
+        words = flags(stage, **more)
+        return cli.apply_overrides(cli.load_config(words[1]), cli.split_overrides(words[2:])[1])
+
+    return make

@@ -118,7 +118,7 @@ def test_guidance_in_an_interval(limits, inside, one_step):
 
 @pytest.mark.parametrize("scale, guidance", [(2.0, 1.0), (0.0, 1.0), (1.5, 3.0)])
 def test_autoguidance(scale, guidance, one_step, tinted):
-    """Karras et al. 2024: away from another run's estimate; then from the unconditional one."""
+    """Karras et al. 2024a: away from another run's estimate; then from the unconditional one."""
     worse = tinted("worse", -0.5)
     x, label, image = one_step(
         tinted("main"), autoguide=str(worse), autoguide_scale=scale, guidance=guidance

@@ -5,7 +5,7 @@ Two families, both of them "estimate x0, then go to the next level", and a third
     ode    follow the probability-flow ODE dx/dt = velocity(x, E[x0 | x]): Euler, Heun, churn.
            EDM's Algorithms 1 and 2 and all of its Table 1.                     `probability_flow`
     ddim   keep part of the estimated noise and replace the rest by new noise: DDIM, DDPM, Euler
-           ancestral, multistep consistency sampling.                                    `renoise`
+           ancestral, multistep consistency sampling; `relay` with a corrector.          `renoise`
     dpmpp  DPM-Solver++ (1, 2M and 2M-SDE): a straight line through the last two estimates.
     unipc  UniPC: a polynomial through the last ones, corrected by the next.           `multistep`
 
@@ -33,6 +33,7 @@ from diffjax.core.samplers.renoise import (
     mean_estimate,
     mean_slope,
     posterior,
+    relay,
     transition,
 )
 
@@ -48,6 +49,7 @@ __all__ = [
     "mean_slope",
     "ode",
     "posterior",
+    "relay",
     "transition",
     "unipc",
 ]

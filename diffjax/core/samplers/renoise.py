@@ -125,6 +125,49 @@ def fresh(eta: float, floor: float = 0.0) -> Callable:
     return lambda now, end: eta * np.sqrt(np.maximum(end.sigma**2 - floor**2, 0.0))
 
 
+def relay(
+    denoise: Callable,
+    process: Process,
+    grid,
+    x,
+    noise: Noise | None = None,
+    *,
+    eta: float = 0.2,
+    second_order: bool = False,
+    trace: bool = False,
+):
+    """Relay diffusion's sampler: `ddim` with `fresh(eta)` noise, each step taken a second time.
+
+    Teng et al. 2023, Algorithm 1 and the released code. With g = sqrt(1 - eta^2) sigma'/sigma, a
+    step is
+
+        x0 = D(x, t)
+        x1 = g x + (A' - g A) x0 + eta sigma' z                     a first try
+        x0~ from x0 and x0' = D(x1, t'): `mean_slope`, or with second_order `mean_estimate`
+        x' = g x + (A' - g A) x0~ + eta sigma' z'                   from x again, with new noise
+
+    and the last, to sigma = 0, returns D(x, t) itself: 2N - 1 evaluations for N steps.
+
+    Order, for eta = 0: 2 where A does not change (edm; there it is Heun's method). Where it does,
+    as under blur, 1 as released and 2 with second_order. Measured with the exact flow of a
+    Gaussian, coefficient (1, 1) of a 4x4 patch, from sigma 0.9 to 0.05: in 64 and 512 steps the
+    relative error is 1.5e-2 and 1.9e-3 as released, 1.9e-3 and 3.0e-5 with second_order.
+
+    Not to be confused with EDM's churn, which adds noise before a step, or with Euler ancestral
+    (`posterior`), whose share of new noise depends on the step.
+
+    Args:
+      denoise, process, grid, x, noise: see the module. x is the start at the grid's first level:
+        the upsampled picture + grid[0] times noise. Step i takes draws 2i and 2i + 1.
+      eta: share of the noise that is new at each level, 0 <= eta <= 1.
+      second_order: average the estimates and not the slopes.
+    """
+    if not 0 <= eta <= 1:
+        raise UserError(f"relay: eta {eta} must be from 0 to 1")
+    correct = mean_estimate if second_order else mean_slope
+    return ddim(denoise, process, grid, x, noise, delta=fresh(eta), correct=correct, trace=trace)
+
+
 def mean_estimate(x, x0, x1, x0_again, now: Level, end: Level):
     """(x0 + x0')/2: a corrector of second order on every process."""
     return (x0 + x0_again) / 2

@@ -19,21 +19,15 @@ import numpy as np
 
 from diffjax import nets
 from diffjax.core import denoisers, objectives, processes, samplers
-from diffjax.data import augment, sources
+from diffjax.data import augment
 from diffjax.errors import UserError
 from diffjax.metrics import report
 from diffjax.run import cli, pictures, sampling
 from diffjax.run.system import System
+from diffjax.systems import images
 from diffjax.systems.edm import preconditioning, training
 from diffjax.systems.edm.guiding import Guided, guided, open_guide
-from diffjax.systems.edm.request import (
-    Request,
-    check,
-    default_request,
-    labels_of,
-    noise_levels,
-    solve,
-)
+from diffjax.systems.edm.request import Request, check, default_request, noise_levels, solve
 
 ASIDE = 2**32 - 1  # a stream of randomness above every row and every split
 
@@ -61,42 +55,27 @@ def make(config, assets: dict | None = None) -> System:
     Raises:
       UserError: where data or fields cannot be used.
     """
-
-    @functools.cache
-    def data(split: str):
-        return sources.open_source(config.data.path, split, config.data.image_size or None)
-
     cli.require(config, FIELDS)
     config = cli.with_defaults(config, OPTIONAL)
-    if not config.data.path:
-        raise UserError(
-            "config.data.path is empty: give a folder, a .npz, an EDM .zip, tfds:NAME, or emoji"
-        )
-    if config.data.image_size < 0:
-        raise UserError(f"config.data.image_size {config.data.image_size}: pixels, 0: as they are")
+    data = images.opener(config)
     request = default_request(config)
     settings = config.diffusion
     if assets is None:
-        assets = {"data": _describe(data("train")), **preconditioning.assets(settings.precond)}
-    about = _checked(assets)
-    shape, names = tuple(about["image_shape"]), tuple(about["class_names"])
+        own = preconditioning.assets(settings.precond)
+        assets = {"data": images.describe(data("train")), **own}
+    shape, names = images.described(assets)
     null = len(names)
     levels = assets.get(preconditioning.LEVELS)
     wrapper = preconditioning.make(settings.precond, settings.sigma_data, levels)
     outputs = wrapper.outputs * shape[-1]
-    net = nets.make(config.network, channels=outputs, num_classes=len(names), shape=shape)
+    net = nets.make(config.network, channels=outputs, num_classes=null, shape=shape)
     process = processes.edm()
     objective, trained_on = training.objective(settings)
     if not 0 <= settings.label_dropout < 1:
         raise UserError("config.diffusion.label_dropout must be in [0, 1)")
-    pipe = training.pipe(config)
+    pipe = images.pipe(config)
     if settings.sigma_data <= 0 or settings.p_std <= 0:
         raise UserError("config.diffusion.sigma_data and p_std must be above 0")
-
-    def init(key):
-        struct = jax.ShapeDtypeStruct
-        inputs = ((1, *shape), jnp.float32), ((1,), jnp.float32), ((1,), jnp.int32)
-        return net.lazy_init(key, *(struct(*i) for i in inputs))["params"]
 
     def estimate(params, x, ratio, label, **told):
         """D(x; sigma): x [B, H, W, C], ratio broadcasting against x, label int32 [B]."""
@@ -126,7 +105,7 @@ def make(config, assets: dict | None = None) -> System:
         if null:
             dropped = jax.vmap(jax.random.uniform)(keys[:, 2]) < settings.label_dropout
             label = jnp.where(dropped, null, label)
-        x0, moved = to_float(batch["image"]), None
+        x0, moved = images.to_float(batch["image"]), None
         if pipe:
             x0, moved = augment.augment(
                 jax.vmap(lambda k: jax.random.fold_in(k, ASIDE))(rows), x0, pipe
@@ -147,7 +126,7 @@ def make(config, assets: dict | None = None) -> System:
 
     @functools.cache
     def guide_of(workdir: str) -> System:
-        return open_guide(workdir, about)
+        return open_guide(workdir, assets["data"])
 
     def check_request(request: Request) -> None:
         check(request, wrapper)
@@ -156,7 +135,7 @@ def make(config, assets: dict | None = None) -> System:
 
     def condition(request: Request, index: np.ndarray) -> np.ndarray:
         check_request(request)
-        labels = labels_of(request.cond, names)
+        labels = images.labels_of(request.cond, names)
         return labels[index % len(labels)]
 
     def equip(params, request: Request, mesh):
@@ -166,7 +145,7 @@ def make(config, assets: dict | None = None) -> System:
         guide, which = sampling.load_params(guide_of(request.autoguide), workdir, mesh, step=step)
         return Guided(params, guide), f"guided by {workdir}, {which}"
 
-    def sample(params, keys, label, request: Request):
+    def pixels(params, keys, label, request: Request):
         grid, hat = noise_levels(request, wrapper)
         uncond = guide = None
         if request.autoguide:
@@ -180,8 +159,10 @@ def make(config, assets: dict | None = None) -> System:
         normal = samplers.draws(keys, shape, process)
         # Draw 0 is the start, draw k + 1 is the sampler's k-th.
         start, noise = normal(0) * grid[0], lambda k: normal(k + 1)
-        x = solve(request, denoise, process, grid, hat, start, noise)
-        image = jnp.clip(127.5 * x + 128, 0, 255).astype(jnp.uint8)
+        return solve(request, denoise, process, grid, hat, start, noise)
+
+    def sample(params, keys, label, request: Request):
+        image = images.to_uint8(pixels(params, keys, label, request))
         return {"image": image, "label": label}
 
     def show(outputs, path):
@@ -192,27 +173,20 @@ def make(config, assets: dict | None = None) -> System:
         check_request(request)
         if request.cond:
             raise UserError("--cond: samples that are scored take the reference's classes")
-        if not null:
-            return np.zeros(len(index), np.int32)
-        if tuple(source.class_names) != names:
-            raise UserError(f"{source.name} has other classes than the model: {', '.join(names)}")
-        order = np.random.default_rng(0).permutation(len(source))
-        return np.asarray(source.labels, np.int32)[order[index % len(source)]]
-
-    def evaluate(source, metrics, net, **how):
-        return report.scorer(source, metrics, net, **how)
+        return images.labels_like(source, names, index)
 
     return System(
-        init=init,
+        init=images.initialiser(net, shape),
         loss=loss,
         request=request,
         condition=condition,
         condition_like=condition_like,
         sample=sample,
+        pixels=pixels,
         data=data,
         show=show,
         write=lambda output, path: pictures.write_array(output["image"], path),
-        evaluate=evaluate,
+        evaluate=report.scorer,
         balanced=config.data.balanced and bool(null),
         sharding=nets.sharding(config.network),
         assets=assets,
@@ -221,29 +195,3 @@ def make(config, assets: dict | None = None) -> System:
         process=process,
         denoiser=denoiser,
     )
-
-
-def to_float(image: jax.Array) -> jax.Array:
-    """uint8 -> float32 in [-1, 1]: x / 127.5 - 1."""
-    return image.astype(jnp.float32) / 127.5 - 1
-
-
-def _describe(source) -> dict:
-    return {
-        "image_shape": list(source.image_shape),
-        "class_names": list(source.class_names),
-        "fingerprint": source.fingerprint,
-    }
-
-
-def _checked(assets: dict) -> dict:
-    about = assets.get("data")
-    if not isinstance(about, dict) or not {"image_shape", "class_names"} <= set(about):
-        raise UserError("the run directory lacks assets/data.json (image_shape, class_names)")
-    shape, names = about["image_shape"], about["class_names"]
-    whole = lambda n: isinstance(n, int) and 0 < n <= 8192
-    if not (isinstance(shape, list) and len(shape) == 3 and all(map(whole, shape))):
-        raise UserError(f"assets/data.json: image_shape {shape} is no [height, width, channels]")
-    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise UserError("assets/data.json: class_names is no list of names")
-    return about

@@ -5,14 +5,10 @@ import dataclasses
 import numpy as np
 
 from diffjax.core import denoisers, grids, processes, samplers
-from diffjax.errors import UserError, choose, did_you_mean
-from diffjax.run import cli
+from diffjax.errors import UserError, choose
+from diffjax.systems import images
 from diffjax.systems.edm.preconditioning import Preconditioning
-
-
-def _field(default, help: str):
-    return dataclasses.field(default=default, metadata={"help": help})
-
+from diffjax.systems.images import field
 
 EVERYWHERE = 1e9  # above every noise level; JSON has no infinity
 
@@ -21,25 +17,25 @@ EVERYWHERE = 1e9  # above every noise level; JSON has no infinity
 class Request:
     """What one call of the sampler is asked for; the defaults come from the run's config."""
 
-    steps: int = _field(18, "sampler steps; heun evaluates the network 2 steps - 1 times")
-    sampler: str = _field("heun", "heun, euler, ddim, ancestral, dpmpp, dpmpp_sde or unipc")
-    guidance: float = _field(1.0, "classifier-free guidance scale; 1 is none")
-    guidance_min: float = _field(0.0, "guide only above this noise level")
-    guidance_max: float = _field(EVERYWHERE, "guide only up to this noise level")
-    rescale: float = _field(0.0, "0 .. 1: how far guided contrast goes back to the unguided one")
-    autoguide: str = _field("", "a run directory whose weights guide: a worse model of the same")
-    autoguide_scale: float = _field(2.0, "how far away from that model; 1 is none")
-    autoguide_step: int = _field(-1, "that run's checkpoint of this step; -1: its newest")
-    cond: str = _field("", "class names or numbers, comma-separated; empty: all classes in turn")
-    sigma_min: float = _field(0.002, "smallest noise level before 0; what the network knows bounds")
-    sigma_max: float = _field(80.0, "noise level of the start; what the network knows bounds it")
-    grid: str = _field("edm", "levels in between, Table 1: edm (equation 5), vp, ve or iddpm")
-    rho: float = _field(7.0, "shape of the noise levels of grid edm, equation 5")
-    churn: float = _field(0.0, "S_churn of Algorithm 2 (heun and euler)")
-    s_min: float = _field(0.0, "S_min of Algorithm 2: churn only at this noise level or above")
-    s_max: float = _field(EVERYWHERE, "S_max of Algorithm 2: churn only up to this noise level")
-    s_noise: float = _field(1.0, "S_noise of Algorithm 2: standard deviation of churn's noise")
-    eta: float = _field(0.0, "0 deterministic .. 1 ancestral (ddim, dpmpp)")
+    steps: int = field(18, "sampler steps; heun evaluates the network 2 steps - 1 times")
+    sampler: str = field("heun", "heun, euler, ddim, ancestral, relay, dpmpp, dpmpp_sde or unipc")
+    guidance: float = field(1.0, "classifier-free guidance scale; 1 is none")
+    guidance_min: float = field(0.0, "guide only above this noise level")
+    guidance_max: float = field(EVERYWHERE, "guide only up to this noise level")
+    rescale: float = field(0.0, "0 .. 1: how far guided contrast goes back to the unguided one")
+    autoguide: str = field("", "a run directory whose weights guide: a worse model of the same")
+    autoguide_scale: float = field(2.0, "how far away from that model; 1 is none")
+    autoguide_step: int = field(-1, "that run's checkpoint of this step; -1: its newest")
+    cond: str = field("", "class names or numbers, comma-separated; empty: all classes in turn")
+    sigma_min: float = field(0.002, "smallest noise level before 0; what the network knows bounds")
+    sigma_max: float = field(80.0, "noise level of the start; what the network knows bounds it")
+    grid: str = field("edm", "levels in between, Table 1: edm (equation 5), vp, ve or iddpm")
+    rho: float = field(7.0, "shape of the noise levels of grid edm, equation 5")
+    churn: float = field(0.0, "S_churn of Algorithm 2 (heun and euler)")
+    s_min: float = field(0.0, "S_min of Algorithm 2: churn only at this noise level or above")
+    s_max: float = field(EVERYWHERE, "S_max of Algorithm 2: churn only up to this noise level")
+    s_noise: float = field(1.0, "S_noise of Algorithm 2: standard deviation of churn's noise")
+    eta: float = field(0.0, "0 deterministic .. 1 all noise new (ddim, relay, dpmpp)")
 
 
 GRIDS = {
@@ -48,19 +44,15 @@ GRIDS = {
     "ve": lambda n, low, high, rho, u: grids.exponential(n, low, high),
     "iddpm": lambda n, low, high, rho, u: grids.of_levels(n, u, low, high),
 }
-SAMPLERS = ("heun", "euler", "ddim", "ancestral", "dpmpp", "dpmpp_sde", "unipc")
+SAMPLERS = ("heun", "euler", "ddim", "ancestral", "relay", "dpmpp", "dpmpp_sde", "unipc")
 
 
 def default_request(config) -> Request:
     """The Request with the config's `sampling` for defaults."""
-    known = {f.name: type(f.default) for f in dataclasses.fields(Request)}
-    given = config.get("sampling", {})
-    for name in given:
-        choose(name, known, "field of config.sampling:")
-    cli.require(given, {name: known[name] for name in given}, "config.sampling")
-    if given.get("autoguide"):
+    request = images.default_request(Request, config)
+    if request.autoguide:
         raise UserError("config.sampling.autoguide: other runs are named by sample.py's flag alone")
-    return Request(**{name: known[name](given[name]) for name in given})
+    return request
 
 
 def check(request: Request, wrapper: Preconditioning) -> None:
@@ -73,23 +65,21 @@ def check(request: Request, wrapper: Preconditioning) -> None:
             f"--sigma_min {request.sigma_min} must be above 0 and below "
             f"--sigma_max {request.sigma_max}"
         )
-    for name, low, high in (
-        ("rho", 0.1, 1e3),
-        ("churn", 0.0, 1e6),
-        ("eta", 0.0, 1.0),
-        ("s_min", 0.0, EVERYWHERE),
-        ("s_max", 0.0, EVERYWHERE),
-        ("s_noise", 0.0, 10.0),
-        ("guidance", -1e4, 1e4),
-        ("guidance_min", 0.0, EVERYWHERE),
-        ("guidance_max", 0.0, EVERYWHERE),
-        ("rescale", 0.0, 1.0),
-        ("autoguide_scale", -1e4, 1e4),
-        ("sigma_max", 0.0, EVERYWHERE),
-    ):
-        value = getattr(request, name)
-        if not low <= value <= high:  # NaN fails too
-            raise UserError(f"--{name} {value}: must be from {low:g} to {high:g}")
+    ranges = {
+        "rho": (0.1, 1e3),
+        "churn": (0.0, 1e6),
+        "eta": (0.0, 1.0),
+        "s_min": (0.0, EVERYWHERE),
+        "s_max": (0.0, EVERYWHERE),
+        "s_noise": (0.0, 10.0),
+        "guidance": (-1e4, 1e4),
+        "guidance_min": (0.0, EVERYWHERE),
+        "guidance_max": (0.0, EVERYWHERE),
+        "rescale": (0.0, 1.0),
+        "autoguide_scale": (-1e4, 1e4),
+        "sigma_max": (0.0, EVERYWHERE),
+    }
+    images.in_range(request, ranges)
     for low, high in ("s_min", "s_max"), ("guidance_min", "guidance_max"):
         below, above = getattr(request, low), getattr(request, high)
         if below > above:
@@ -128,26 +118,6 @@ def noise_levels(request: Request, wrapper: Preconditioning) -> tuple[np.ndarray
     return grid, hat
 
 
-def labels_of(cond: str, names: tuple[str, ...]) -> np.ndarray:
-    """The labels that `--cond` asks for, by name or number; all of them where it is empty."""
-    if not names:
-        if cond:
-            raise UserError(f"--cond {cond}: this model has no classes")
-        return np.zeros(1, np.int32)
-    if not cond:
-        return np.arange(len(names), dtype=np.int32)
-    labels = []
-    for word in cond.split(","):
-        word = word.strip()
-        if word in names:
-            labels.append(names.index(word))
-        elif word.isdecimal() and int(word) < len(names):
-            labels.append(int(word))
-        else:
-            raise UserError(f"--cond: no class {word!r}{did_you_mean(word, names)}")
-    return np.asarray(labels, np.int32)
-
-
 def solve(request: Request, denoise, process, grid, hat, x, noise):
     """Runs the sampler that the request names from x at the grid's first level to x0.
 
@@ -159,6 +129,8 @@ def solve(request: Request, denoise, process, grid, hat, x, noise):
         )
     if request.sampler == "ancestral":
         return samplers.ddim(denoise, process, grid, x, noise, delta=samplers.posterior(1.0))
+    if request.sampler == "relay":  # heun with a share of new noise at every level
+        return samplers.relay(denoise, process, grid, x, noise, eta=request.eta)
     if request.sampler in ("dpmpp", "dpmpp_sde"):
         eta = 1.0 if request.sampler == "dpmpp_sde" else request.eta
         return samplers.dpmpp(denoise, process, grid, x, noise, eta=eta)

@@ -1,11 +1,9 @@
-"""What EDM trains at: the noise levels and weights that config.diffusion names; augmentation."""
+"""What EDM trains at: the noise levels and weights that config.diffusion names."""
 
-from diffjax import nets
 from diffjax.core import objectives, processes
 from diffjax.core.objectives import Objective
 from diffjax.core.processes import Process
-from diffjax.data import augment
-from diffjax.errors import UserError, choose
+from diffjax.errors import choose
 
 # Rectified flow's times keep this far from 1, where x_t holds no data and sigma/alpha is infinite,
 # and from 0; VP keeps as far from 0.
@@ -28,26 +26,3 @@ def objective(settings) -> tuple[Objective, Process]:
     process has.
     """
     return choose(settings.times, TIMES, "config.diffusion.times")(settings)
-
-
-def pipe(config) -> augment.Pipe | None:
-    """The augmentation that config.augment asks for; None where its probability is 0."""
-    made = augment.Pipe(config.augment.probability)
-    if not 0 <= made.probability <= 1:
-        raise UserError(f"config.augment.probability {made.probability}: must be in [0, 1]")
-    if not made.probability:
-        return None
-    # A network that cannot be told of the transformation learns to draw transformed pictures.
-    able = [kind for kind, row in nets.KINDS.items() if "augment_dim" in row.fields]
-    if config.network.kind not in able:
-        raise UserError(
-            f"config.augment.probability {made.probability}: a network of kind "
-            f"{config.network.kind} cannot be told how its pictures were moved, and would draw "
-            f"moved ones ({', '.join(able)} can)"
-        )
-    if config.network.augment_dim != made.label_dim:
-        raise UserError(
-            f"config.network.augment_dim {config.network.augment_dim}: must be {made.label_dim} "
-            "where config.augment.probability is above 0"
-        )
-    return made
