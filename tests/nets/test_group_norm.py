@@ -42,17 +42,17 @@ def test_a_tuple_stands_for_its_concatenation_also_where_groups_straddle():
     )
 
 
-@pytest.mark.parametrize("kind", ["ddpmpp", "adm"])
-def test_rounding_the_convolutions_first_changes_nothing(kind):
-    fields = {"model_channels": 32, "channel_mult": (1, 2), "num_blocks": 1, "dropout": 0.0}
-    fields |= {"attn_resolutions": (4,), "augment_dim": 0, "dtype": "bfloat16", "kind": kind}
+def test_rounding_the_convolutions_first_changes_nothing():
+    fields = {"model_channels": 32, "channel_mult": (1,), "num_blocks": 1, "dropout": 0.0}
+    fields |= {"attn_resolutions": (), "augment_dim": 0, "dtype": "bfloat16", "kind": "ddpmpp"}
     net = nets.make(fields, channels=3, num_classes=0, shape=(8, 8, 3))
     x, c = NORMAL((2, 8, 8, 3)).astype(np.float32), np.ones(2, np.float32)
-    weights = net.init(jax.random.key(0), x, c)["params"]
-    key = jax.random.key(1)
-    weights = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(key, a.shape), weights)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), x, c)["params"]
+    weights = jax.tree.map(lambda s: 0.1 * NORMAL(s.shape).astype(np.float32), shapes)
     once = nets.rounded(fields, weights)
     types = {leaf.dtype for leaf in jax.tree.leaves(once)}
     assert types == {jnp.dtype("float32"), jnp.dtype("bfloat16")}
     apply = jax.jit(net.apply)
-    np.testing.assert_array_equal(apply({"params": once}, x, c), apply({"params": weights}, x, c))
+    got, want = (apply({"params": p}, x, c) for p in (once, weights))
+    assert np.std(want) > 0.01
+    np.testing.assert_array_equal(got, want)
