@@ -74,7 +74,7 @@ def make(config, assets: dict | None = None) -> System:
         )
     if config.data.image_size < 0:
         raise UserError(f"config.data.image_size {config.data.image_size}: pixels, 0: as they are")
-    request = default_request(config)
+    default = default_request(config)
     settings = config.diffusion
     if assets is None:
         assets = {"data": _describe(data("train")), **preconditioning.assets(settings.precond)}
@@ -151,6 +151,9 @@ def make(config, assets: dict | None = None) -> System:
 
     def check_request(request: Request) -> None:
         check(request, wrapper)
+        # A config's default, which may be that of another data set, means nothing then.
+        if not null and request.guidance not in (1, default.guidance):
+            raise UserError(f"--guidance {request.guidance:g}: this model has no classes")
         if request.autoguide:
             guide_of(request.autoguide)
 
@@ -205,7 +208,7 @@ def make(config, assets: dict | None = None) -> System:
     return System(
         init=init,
         loss=loss,
-        request=request,
+        request=default,
         condition=condition,
         condition_like=condition_like,
         sample=sample,
