@@ -201,8 +201,8 @@ def opened(path: str):
         raise UserError(f"--data {path}: needs labels of at least two classes")
     if height != width or channels != 3 or height % 4 or not 8 <= height <= 1024:
         raise UserError(
-            f"--data {path}: pictures of {height}x{width}x{channels}; they must be square, RGB, and "
-            "of a side from 8 to 1024 that 4 divides"
+            f"--data {path}: pictures of {height}x{width}x{channels}; they must be square, RGB, "
+            "and of a side from 8 to 1024 that 4 divides"
         )
     return data
 
