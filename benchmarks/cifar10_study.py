@@ -280,9 +280,7 @@ def score(args) -> None:
     result["EDM-6"] = {"worst": worst, "verdict": "holds" if worst <= 1e-2 else "does not hold"}
     (folder / "scores.json").write_text(json.dumps(result, indent=1))
     names = [str(name) for name in np.load(args.test)["class_names"]]
-    labels = np.arange(len(every[:100])) % len(
-        names
-    )  # what config.sampling asks for: all classes in turn
+    labels = np.arange(len(every[:100])) % len(names)  # all classes in turn, as they were asked for
     pictures.labelled_grid(every[:100], labels, names, folder / "grid.png")
     print(json.dumps(result["nets"], indent=1))
 

@@ -16,11 +16,11 @@ Feature Learning with Exemplar Convolutional Neural Networks"), or that it was n
 al. 2019, "Deep Anomaly Detection with Outlier Exposure"), and how much blur and noise was added.
 """
 
-import argparse
 import functools
 import hashlib
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -32,8 +32,11 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from diffjax.data.sources import embedded, open_source
+from diffjax.data.base import ArraySource
+from diffjax.data.sources import open_source
+from diffjax.errors import UserError, command
 from diffjax.nets.classifier_small import ClassifierSmall
+from diffjax.run import cli
 
 EXEMPLARS = 5_000  # a larger set is not told apart picture by picture
 MAX_BLUR, MAX_NOISE = 1.2, 0.4
@@ -183,18 +186,46 @@ def accuracy(module, params, images, labels, seed=None, exponent: float = 1.0) -
     return sum(int(right(images[p], labels[p], keys[p])) for p in parts) / len(images)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def opened(path: str):
+    """The pictures and labels of a set that this can learn from.
+
+    Raises:
+      UserError: a set that `open_source` refuses, without labels, too large for memory, or of
+        pictures that `spoil` cannot shuffle.
+    """
+    data = open_source(path, "train")
+    height, width, channels = data.image_shape
+    if not isinstance(data, ArraySource):
+        raise UserError(f"--data {path}: too large to be read into memory")
+    if data.labels is None or data.num_classes < 2:
+        raise UserError(f"--data {path}: needs labels of at least two classes")
+    if height != width or channels != 3 or height % 4 or not 8 <= height <= 1024:
+        raise UserError(
+            f"--data {path}: pictures of {height}x{width}x{channels}; they must be square, RGB, "
+            "and of a side from 8 to 1024 that 4 divides"
+        )
+    return data
+
+
+@command
+def main(argv: list[str]) -> int:
+    parser = cli.Parser(prog="train_feature_net.py", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     parser.add_argument("--data", default="emoji", help="what config.data.path takes; square, RGB")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--width", type=int, default=24, help="channels of the first layers")
+    parser.add_argument("--steps", type=cli.positive, default=1000)
+    parser.add_argument("--batch", type=cli.positive, default=64)
+    parser.add_argument(
+        "--width", type=cli.positive, default=24, help="channels of the first layers"
+    )
     parser.add_argument("--exponent", type=float, default=1.0, help="of added blur and noise")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse(argv)
+    if args.width % 8:
+        raise UserError(f"--width {args.width}: a multiple of 8, the groups of its norms")
+    if not args.out.parent.is_dir() or args.out.is_dir():
+        raise UserError(f"--out {args.out}: a file in a folder that exists")
 
-    data = embedded() if args.data == "emoji" else open_source(args.data, "train")
+    data = opened(args.data)
     images, labels = np.asarray(data.images), np.asarray(data.labels, np.int32)
     fingerprint = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     fields = {"classes": len(data.class_names), "width": args.width, "features": 64}
@@ -235,7 +266,8 @@ def main() -> None:
     shown = {k: v for k, v in metadata.items() if k != "held_out"}
     size = args.out.stat().st_size
     print(json.dumps({**shown, "seconds": round(seconds), "bytes": size}, indent=2))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

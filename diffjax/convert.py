@@ -179,6 +179,8 @@ def from_state_dict(file: Path, config, prefix: str):
 def _without_prefix(state: dict, prefix: str, file: Path) -> dict:
     """The names after a prefix, all beginning with "model." as the released ones do."""
     found = [name.removesuffix(FIRST) for name in state if name.endswith(FIRST)]
+    if not found:
+        raise UserError(f"{file}: no name in it ends in {FIRST}, as one of every EDM network does")
     found = [name for name in found if name.startswith(prefix)]
     if len(found) != 1:
         some = ", ".join(repr(name) for name in found[:8]) or "none"

@@ -291,6 +291,8 @@ TABLE = [
     ("levels", "sample", "--grid 'vpp'", lambda p: p.sample("--grid", "vpp")),
     ("guide", "sample", "no run directory .*trianed.*did you mean '.*trained'",
      lambda p: p.sample("--autoguide", str(p.trained.with_name("trianed")))),
+    ("guide that is a file", "sample", "config.json is a file, not a run directory",
+     lambda p: p.sample("--autoguide", str(p.trained / "config.json"))),
     ("guide of nothing yet", "sample", "holds no checkpoint",
      lambda p: p.sample("--autoguide", str(p.run("checkpoints", "*.safetensors")))),
     ("guide's step", "sample", "no checkpoint of step 5; it has 3, 6",

@@ -98,7 +98,7 @@ def test_refusals(snapshot, config, tmp_path, capsys):
     )
     assert "leave out --config" in refused(capsys, snapshot, "--out", out, "--config", config[0])
     assert "give its architecture by --config" in refused(capsys, torch, "--out", out)
-    assert "which network? give --prefix (prefixes found: none)" in refused(
+    assert "no name in it ends in map_layer0.weight" in refused(
         capsys, torch, "--out", out, "--config", config[0]
     )
     bad = tmp_path / "bad.pkl"

@@ -114,10 +114,11 @@ def exponent_to_std(exponent) -> np.ndarray:
 def std_to_exponent(std) -> np.ndarray:
     """The inverse of `exponent_to_std`: largest real root of a cubic. float64, std's shape.
 
-    Raises UserError unless 0 < std < 1/sqrt(12) = 0.2887, the width of the flat profile.
+    Raises UserError unless 1e-4 <= std < 1/sqrt(12) = 0.2887, the width of the flat profile; far
+    below 1e-4 the cubic's coefficients overflow.
     """
-    if not np.all((np.asarray(std) > 0) & (np.asarray(std) < 12**-0.5)):
-        raise UserError(f"ema: relative std {std}: must be above 0 and below 0.2887")
+    if not np.all((np.asarray(std) >= 1e-4) & (np.asarray(std) < 12**-0.5)):
+        raise UserError(f"ema: relative std {std}: must be at least 0.0001 and below 0.2887")
 
     def largest_root(s):
         return np.roots([1, 7, 16 - s**-2.0, 12 - s**-2.0]).real.max()

@@ -174,8 +174,11 @@ def own_classifier(path: str) -> FeatureNet:
         classes, size = json.loads(metadata["class_names"]), int(metadata.get("size", EMOJI_SIZE))
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: its metadata lack class_names or size") from error
-    if not (isinstance(classes, list) and len(classes) == module.classes and 8 <= size <= 1024):
-        raise UserError(f"{path}: {len(classes)} class names, pictures of {size}: cannot be")
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not named or len(classes) != module.classes or not 8 <= size <= 1024:
+        raise UserError(
+            f"{path}: its metadata must have {module.classes} class_names and a size from 8 to 1024"
+        )
     net = classifier_net(f"classifier:{Path(path).name}", module, params, classes, size)
     version = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
     return dataclasses.replace(net, version=version)

@@ -286,9 +286,11 @@ def read_json(path: Path, what: str, limit: int = 16 << 20):
 
 def read_config(workdir: Path) -> ConfigDict:
     """Reads the config.json of a run directory."""
+    if workdir.is_file():
+        raise UserError(f"{workdir} is a file, not a run directory")
     if not workdir.is_dir():
         parent = workdir.parent
-        siblings = [str(p) for p in parent.iterdir()] if parent.is_dir() else []
+        siblings = [str(p) for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
         raise UserError(f"no run directory {workdir}{did_you_mean(workdir, siblings)}")
     if not (workdir / "config.json").is_file():
         raise UserError(f"{workdir} is no run directory: it holds no config.json")

@@ -42,8 +42,8 @@ def plan(checkpoints: Checkpoints, config, asked: str, step: int) -> tuple[list[
         ema.std_to_exponent(std)
     except (ValueError, UserError) as error:
         raise UserError(
-            f"--ema {asked}: write {PREFIX}STD with a relative width above 0 and below 0.2887, "
-            f"as {PREFIX}0.08"
+            f"--ema {asked}: write {PREFIX}STD with a relative width of at least 0.0001 and below "
+            f"0.2887, as {PREFIX}0.08"
         ) from error
     cli.require(config, {"batch_size": int})
     widths = {}  # of two of one width the second says nothing new

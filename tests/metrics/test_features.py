@@ -152,6 +152,8 @@ def test_own_classifiers(tmp_path):
         ({"size": "0"}, tensors),
         ({"size": "x"}, tensors),
         ({"class_names": '["a"]'}, tensors),
+        ({"class_names": "8"}, tensors),
+        ({"class_names": "[1, 2, 3, 4, 5, 6, 7, 8]"}, tensors),
         ({"module": '{"width": 1000000000}'}, tensors),
         ({"module": '{"path": 1}'}, tensors),
         ({}, {**tensors, "hidden/kernel": hidden[:-1]}),

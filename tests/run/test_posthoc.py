@@ -156,7 +156,9 @@ def refused(capsys, *argv) -> str:
 def test_refusals(run, trained, tmp_path, capsys):
     ask = lambda path, ema, *more: refused(capsys, "--workdir", path, "--ema", ema, *more)
     assert "write posthoc:STD with a relative width" in ask(run[0], "posthoc:wide")
-    assert "above 0 and below 0.2887, as posthoc:0.08" in ask(run[0], "posthoc:0.3")
+    for width in "0.3", "0", "1e-300":
+        said = ask(run[0], f"posthoc:{width}")
+        assert "at least 0.0001 and below 0.2887, as posthoc:0.08" in said
     assert "below 0.2887" in ask(run[0], "posthoc:nan")
     assert "no checkpoint of step 7" in ask(run[0], "posthoc:0.1", "--step", 7)
     assert "no average of kind power in config.ema" in ask(trained, "posthoc:0.1")
@@ -191,4 +193,4 @@ def test_a_training_run_keeps_what_is_needed(tiny_config, root, tmp_path, capsys
     assert sample.main([*argv, "--out", str(tmp_path / "a.npz")]) == 0
     assert "step 6, EMA posthoc:0.12 (4 stored averages" in capsys.readouterr().out
     assert train.main([*flags, "--config.ema.a.relative_std=0.5"]) == 2
-    assert "config.ema.a: ema: relative std 0.5: must be above 0" in capsys.readouterr().err
+    assert "config.ema.a: ema: relative std 0.5: must be at least" in capsys.readouterr().err

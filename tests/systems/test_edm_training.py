@@ -141,6 +141,11 @@ def test_configs_are_table_7(name, root):
     assert rule(1_500_000_000 // batch) == ema.half_life(half_life, batch)(1_500_000_000 // batch)
 
 
+def test_the_short_run_does_not_lose_its_first_step(root):
+    config = cli.load_config(str(root / "configs" / "edm_cifar10_short.py"))
+    assert float(update.learning_rate(config.optimizer, 0, 0.0)) == pytest.approx(6e-4 / 300)
+
+
 def test_the_learning_rate_is_the_released_loops(root):
     """Its first 400 steps on CIFAR-10; the golden file has float64 of the original."""
     config = cli.load_config(str(root / "configs" / "edm_cifar10.py"))

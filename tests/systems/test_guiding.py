@@ -190,6 +190,16 @@ def test_guides_that_cannot_guide(one_step, tinted, tmp_path):
             one_step(main, autoguide=str(guide))
 
 
+def test_a_model_without_classes_has_nothing_to_guide(one_step, tinted):
+    """A scale that was asked for is refused; one that the config has by default is passed over."""
+    run = tinted("plain", 1.0, "sampling.guidance=2.0", class_names=[])
+    with pytest.raises(UserError, match="--guidance 3: this model has no classes"):
+        one_step(run, guidance=3.0)
+    for scale in 1.0, 2.0:
+        x, label, image = one_step(run, guidance=scale)
+        near(image, estimate(x, SIGMA, label))
+
+
 def test_a_config_names_no_other_run(make_config):
     config = make_config().copy_and_resolve_references()
     config.unlock()

@@ -147,11 +147,12 @@ def visited(calls, n):
 def test_levels_are_the_released_ones():
     g, u = arrays("core/samplers_gauss"), arrays("core/precond")["iddpm_u"]
     iddpm = preconditioning.make("iddpm", 0.5, u)
-    grid, hat = noise_levels(Request(steps=16), iddpm)
-    _, calls = visited(g["edm_n16_iddpmround_churn/sigma_calls"], 16)
+    # S_churn 40 between 0.05 and 50: levels are rounded, churned, and rounded again.
+    grid, hat = noise_levels(Request(steps=16, churn=40.0, s_min=0.05, s_max=50.0), iddpm)
+    inner, calls = visited(g["edm_n16_iddpmround_churn/sigma_calls"], 16)
     assert np.isin(grid.astype(np.float32), u).all() and grid[0] == hat[0] and grid[-1] == 0
-    inner, _ = visited(g["edm_n16_iddpmround_churn/sigma_calls"], 16)
     np.testing.assert_allclose(grid[1:-1], inner, rtol=1e-6)
+    np.testing.assert_allclose(hat, calls, rtol=1e-6)
     # A range of [0.02, 20] whatever is asked: the golden's network, and VE's lower end.
     inner, calls = visited(g["edm_n10_netrange/sigma_calls"], 10)
     narrow = preconditioning.make("edm", 0.5)._replace(lowest=0.02, highest=20.0)

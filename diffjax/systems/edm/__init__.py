@@ -58,7 +58,7 @@ def make(config, assets: dict | None = None) -> System:
     cli.require(config, FIELDS)
     config = cli.with_defaults(config, OPTIONAL)
     data = images.opener(config)
-    request = default_request(config)
+    default = default_request(config)
     settings = config.diffusion
     if assets is None:
         own = preconditioning.assets(settings.precond)
@@ -130,6 +130,9 @@ def make(config, assets: dict | None = None) -> System:
 
     def check_request(request: Request) -> None:
         check(request, wrapper)
+        # A config's default, which may be that of another data set, means nothing then.
+        if not null and request.guidance not in (1, default.guidance):
+            raise UserError(f"--guidance {request.guidance:g}: this model has no classes")
         if request.autoguide:
             guide_of(request.autoguide)
 
@@ -178,7 +181,7 @@ def make(config, assets: dict | None = None) -> System:
     return System(
         init=images.initialiser(net, shape),
         loss=loss,
-        request=request,
+        request=default,
         condition=condition,
         condition_like=condition_like,
         sample=sample,

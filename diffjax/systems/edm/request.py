@@ -91,8 +91,9 @@ def noise_levels(request: Request, wrapper: Preconditioning) -> tuple[np.ndarray
     """Returns ([N + 1] levels that end with 0, [N] levels that the steps begin from), float64.
 
     Algorithm 2, lines 3 to 6, in the released form: the range is cut to what the network was
-    trained for, and levels are moved to the nearest that it knows. Of levels that fall together
-    one is kept: a step between equal levels changes nothing.
+    trained for, and levels are moved to the nearest that it knows, before churn and after it. Of
+    levels that fall together one is kept: a step between equal levels changes nothing (but for the
+    noise of churn, which is then put in once).
 
     Raises:
       UserError: a range in which the network knows nothing, or levels that do not decrease.
@@ -110,9 +111,10 @@ def noise_levels(request: Request, wrapper: Preconditioning) -> tuple[np.ndarray
         grid = make(request.steps, low, high, request.rho, table)
     if not np.all(np.diff(grid) < 0):
         raise UserError(f"--grid {request.grid}: no levels that decrease from {high:g} to {low:g}")
-    hat = samplers.churn(grid, request.churn, request.s_min, request.s_max)
+    known = lambda a: a if wrapper.levels is None else grids.nearest(a, wrapper.levels)
+    grid = known(grid)
+    hat = known(samplers.churn(grid, request.churn, request.s_min, request.s_max))
     if wrapper.levels is not None:
-        grid, hat = (grids.nearest(a, wrapper.levels) for a in (grid, hat))
         apart = np.diff(grid) < 0
         grid, hat = grid[np.append(apart, True)], hat[apart]
     return grid, hat
