@@ -13,6 +13,8 @@ from diffjax.data import augment, sources
 from diffjax.errors import UserError, choose, did_you_mean
 from diffjax.run import cli
 
+ASIDE = 2**32 - 1  # a stream of randomness above every row and every split
+
 
 def field(default, help: str):
     """A field of a request: its default, and the help of its flag."""
@@ -135,6 +137,35 @@ def pipe(config) -> augment.Pipe | None:
             "where config.augment.probability is above 0"
         )
     return made
+
+
+def training_inputs(batch, key, rows, undrawn, *, null: int, dropout: float, pipe):
+    """What a network of pictures is trained on, but for times and noise.
+
+    Args:
+      batch: "image" uint8 [B, H, W, C], "row" int32 [B], and "label" int32 [B] where there are
+        classes.
+      key: the step's. rows: [B], it folded with each row's number. undrawn: [B], a key of each row
+        that nothing has drawn from: whether its label is dropped.
+      null: the label that means "no class"; 0 where there are no classes.
+      dropout: of labels, their share.
+      pipe: the augmentation, or None.
+
+    Returns:
+      (x0 float32 [B, H, W, C] in [-1, 1], label int32 [B], {keyword: value} for `net.apply`).
+    """
+    label = batch.get("label", jnp.zeros_like(batch["row"]))
+    if null:
+        label = jnp.where(jax.vmap(jax.random.uniform)(undrawn) < dropout, null, label)
+    x0, moved = to_float(batch["image"]), None
+    if pipe:
+        x0, moved = augment.augment(
+            jax.vmap(lambda k: jax.random.fold_in(k, ASIDE))(rows), x0, pipe
+        )
+    # One key for all rows, as masks of one draw are cheapest; it differs between the slices of
+    # config.accumulate, whose first rows differ.
+    masks = jax.random.fold_in(jax.random.fold_in(key, ASIDE), batch["row"][0])
+    return x0, label, {"augment": moved, "train": True, "rngs": {"dropout": masks}}
 
 
 def initialiser(net, shape: tuple[int, int, int]) -> Callable:

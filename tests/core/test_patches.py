@@ -115,7 +115,8 @@ def test_block_noise_of_a_sharp_size_is_white_noise_upsampled():
     low = jax.random.normal(jax.random.key(2), (4000, size // s, size // s, 1))
     power = lambda x: np.mean(np.abs(np.fft.fft2(np.asarray(x)[..., 0])) ** 2, 0)
     a, b = power(patches.block_noise(white, s)), power(patches.upsample(low, s))
-    np.testing.assert_allclose(a[:5, :5], b[:5, :5], rtol=0.12, atol=0.02 * a.max())
+    # A mean over 4,000 draws is known to 1/sqrt(4,000), a ratio of two to 0.022: 5 of these.
+    np.testing.assert_allclose(a[:5, :5], b[:5, :5], rtol=0.11, atol=1e-9 * a.max())
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ import numpy as np
 
 from diffjax import nets
 from diffjax.core import denoisers, objectives, processes, samplers
-from diffjax.data import augment
 from diffjax.errors import UserError
 from diffjax.metrics import report
 from diffjax.run import cli, pictures, sampling
@@ -28,8 +27,6 @@ from diffjax.systems import images
 from diffjax.systems.edm import preconditioning, training
 from diffjax.systems.edm.guiding import Guided, guided, open_guide
 from diffjax.systems.edm.request import Request, check, default_request, noise_levels, solve
-
-ASIDE = 2**32 - 1  # a stream of randomness above every row and every split
 
 FIELDS = {
     "data.path": str,
@@ -95,25 +92,15 @@ def make(config, assets: dict | None = None) -> System:
         keys = jax.vmap(lambda k: jax.random.split(k, 3))(rows)
         if settings.stratified:
             # Of the whole batch, from one key: each slice and device takes its rows' shares.
-            aside = jax.random.fold_in(jax.random.fold_in(key, ASIDE), ASIDE)
+            aside = jax.random.fold_in(jax.random.fold_in(key, images.ASIDE), images.ASIDE)
             share = objectives.strata(aside, config.batch_size)[batch["row"]]
             t = objective.quantile(share.reshape(-1, 1, 1, 1))
         else:
             t = objective.time(jax.vmap(lambda k: objective.draw(k, (1, 1, 1)))(keys[:, 0]))
         n = jax.vmap(lambda k: jax.random.normal(k, shape))(keys[:, 1])
-        label = batch.get("label", jnp.zeros_like(batch["row"]))
-        if null:
-            dropped = jax.vmap(jax.random.uniform)(keys[:, 2]) < settings.label_dropout
-            label = jnp.where(dropped, null, label)
-        x0, moved = images.to_float(batch["image"]), None
-        if pipe:
-            x0, moved = augment.augment(
-                jax.vmap(lambda k: jax.random.fold_in(k, ASIDE))(rows), x0, pipe
-            )
-        # One key for all rows, as masks of one draw are cheapest; it differs between the slices of
-        # config.accumulate, whose first rows differ.
-        dropout = jax.random.fold_in(jax.random.fold_in(key, ASIDE), batch["row"][0])
-        told = {"augment": moved, "train": True, "rngs": {"dropout": dropout}}
+        x0, label, told = images.training_inputs(
+            batch, key, rows, keys[:, 2], null=null, dropout=settings.label_dropout, pipe=pipe
+        )
         error = objectives.loss(
             objective,
             trained_on,

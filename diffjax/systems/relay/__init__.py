@@ -21,7 +21,6 @@ import numpy as np
 
 from diffjax import nets
 from diffjax.core import denoisers, guidance, objectives, patches, processes, samplers
-from diffjax.data import augment
 from diffjax.errors import UserError
 from diffjax.metrics import report
 from diffjax.run import cli, pictures
@@ -30,9 +29,8 @@ from diffjax.systems import images
 from diffjax.systems.relay import postprocess, starts
 from diffjax.systems.relay.request import Request, adopt, check, noise_levels
 
-# Streams of randomness: above every row and every split of a key; and of a stage, by its height,
-# since all stages of a chain are handed the same key for a sample.
-ASIDE = 2**32 - 1
+# A stream of randomness for a stage, by its height: all stages of a chain are handed the same key
+# for a sample.
 STAGE = 2**31
 
 FIELDS = {
@@ -94,18 +92,9 @@ def make(config, assets: dict | None = None) -> System:
         keys = jax.vmap(lambda k: jax.random.split(k, 4))(rows)
         u = jax.vmap(lambda k: jax.random.uniform(k, (1, 1, 1)))(keys[:, 0])
         white, other = (jax.vmap(lambda k: jax.random.normal(k, shape))(keys[:, i]) for i in (1, 2))
-        label = batch.get("label", jnp.zeros_like(batch["row"]))
-        if null:
-            dropped = jax.vmap(jax.random.uniform)(keys[:, 3]) < settings.label_dropout
-            label = jnp.where(dropped, null, label)
-        x0, moved = images.to_float(batch["image"]), None
-        if pipe:
-            x0, moved = augment.augment(
-                jax.vmap(lambda k: jax.random.fold_in(k, ASIDE))(rows), x0, pipe
-            )
-        # One key for all rows, as in the EDM room.
-        dropout = jax.random.fold_in(jax.random.fold_in(key, ASIDE), batch["row"][0])
-        told = {"augment": moved, "train": True, "rngs": {"dropout": dropout}}
+        x0, label, told = images.training_inputs(
+            batch, key, rows, keys[:, 3], null=null, dropout=settings.label_dropout, pipe=pipe
+        )
         denoise = lambda x, t: denoiser(params, x, t, label, **told)
         t, n = objective.time(u), process.colour(white, other)
         return jnp.mean(objectives.loss(objective, process, denoise, x0, t, n)), {}
