@@ -4,11 +4,12 @@
 
 Phases, each a command of minutes that can be repeated: `judge` trains the feature net and tries it;
 `base` trains the first stage; `relay`, `cascade` and `plain` (the relay without block noise) train
-a second stage: two learning rates for a minute each, then the better one for the time; `starts`
-samples the base once for all; `score` samples every arm that its runs allow and writes scores.json
-with the verdicts (arms that are there are not made again); `order` compares the two correctors,
-RELAY-8. `all --toy` does everything small, on emoji at 24x24, to see that it runs. The data are
-made by
+a second stage: two learning rates, then the better one for the time; `starts` samples the base once
+for all; `samples` makes every arm that the runs allow (arms that are there are not made again;
+`--only relay_0,bicubic` names a card's share); `score` writes scores.json with the verdicts;
+`order` compares the two correctors, RELAY-8. Seeds and kinds are independent: a machine of several
+cards trains one on each (`CUDA_VISIBLE_DEVICES`). `all --toy` does everything small, on emoji at
+24x24, to see that it runs. The data are made by
 `python benchmarks/packs.py emoji emoji256.zip --out train256.npz`.
 """
 
@@ -63,6 +64,7 @@ def main(argv: list[str]) -> int:
     add("--seconds", type=float, default=420.0, help="of training, a net")
     add("--search", type=float, default=60.0, help="seconds of each learning rate searched")
     add("--seed", type=int, default=0, help="of a second stage's training")
+    add("--only", default="", help="the runs, and bicubic, that `samples` is to do; default: all")
     add("--num", type=cli.positive, default=1024, help="samples an arm")
     add("--batch", type=cli.positive, default=64, help="how many are sampled at a time")
     add("--toy", action="store_true", help="everything small")
@@ -139,13 +141,13 @@ def train(args, name: str) -> None:
         loop.train(system_of(name, config), config, place)
         return config
 
-    config = run(trial("probe"), steps=20 if args.toy else PROBE)
-    steps, found = seconds_to_steps(trial("probe"), config, args.search), {}
-    for rate in RATES:
-        config = run(trial(f"{rate:g}"), **{"steps": steps, "optimizer.learning_rate": rate})
-        found[rate] = fixed_loss(name, trial(f"{rate:g}"), config)
-    best = min(found, key=found.get)
-    every = max(1, seconds_to_steps(trial(f"{best:g}"), config, args.seconds) // SHARES)
+    config, found = run(trial("probe"), steps=20 if args.toy else PROBE), {}
+    count = lambda seconds: seconds_to_steps(trial("probe"), config, seconds)
+    for rate in RATES if name in SECOND else ():  # the base is common to all: nothing to be fair to
+        fields = {"steps": count(args.search), "optimizer.learning_rate": rate}
+        found[rate] = fixed_loss(name, trial(f"{rate:g}"), run(trial(f"{rate:g}"), **fields))
+    best = min(found, key=found.get, default=RATES[0])
+    every = max(1, count(args.seconds) // SHARES)
     fields = {"steps": SHARES * every, "checkpoint_every": every, "keep_every": every}
     begun = time.monotonic()
     run(workdir, **fields, **{"optimizer.learning_rate": best})
@@ -226,21 +228,28 @@ def arms(args) -> dict[str, tuple[Path, str, dict, int]]:
     return found
 
 
-def score(args) -> None:
-    """Samples and scores every arm; what is in scores.json already is kept."""
+def judge_of(args):
     source, test = open_source(args.train), open_source(args.test)
-    net = relay_judge.load(args.out / "judge.safetensors", source.num_classes, source.image_shape)
+    path = args.out / "judge.safetensors"
+    return relay_judge.load(path, source.num_classes, source.image_shape), source, test
+
+
+def make_samples(args) -> None:
+    """Samples every arm, or those of --only, and keeps their features and a picture."""
+    net, source, _ = judge_of(args)
+    wanted = lambda name: not args.only or name in args.only.split(",")
     with np.load(args.out / "starts.npz") as given:
         starts, labels = given["x"], given["labels"]
     (args.out / "features").mkdir(exist_ok=True)
     size = source.image_shape[0]
-    enlarged = [
-        np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
-        for image in np.asarray(to_uint8(jnp.asarray(starts)))
-    ]
-    keep_features(args, net, "bicubic", np.stack(enlarged))
+    if wanted("bicubic"):
+        enlarged = [
+            np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+            for image in np.asarray(to_uint8(jnp.asarray(starts)))
+        ]
+        keep_features(args, net, "bicubic", np.stack(enlarged))
     for arm, (run, name, fields, share) in arms(args).items():
-        if (args.out / "features" / f"{arm}.npz").exists():
+        if not wanted(run.name) or (args.out / "features" / f"{arm}.npz").exists():
             continue
         config, fields = cli.read_config(run), dict(fields)
         if fields.pop(NORMALIZE, False):
@@ -252,8 +261,6 @@ def score(args) -> None:
         params, _ = sampling.load_params(system, run, meshes.make_mesh(meshes.LOCAL), step=step)
         images = draw(system, params, request, labels, args, begin=starts)["image"]
         keep_features(args, net, arm, images)
-    compare(args, extract(net, test.images), extract(net, source.images),
-            extract(net, test.images, output="spatial"))  # fmt: skip
 
 
 def order(args) -> None:
@@ -292,12 +299,33 @@ def keep_features(args, net, arm: str, images: np.ndarray) -> None:
 # ---- scores --------------------------------------------------------------------------------------
 
 
-def compare(args, real, trained, real_spatial) -> None:
+def floors(real, spatial) -> dict:
+    """What two halves of the real pictures score against each other, mean over 20 splits."""
+    random, found = np.random.default_rng(0), []
+    for _ in range(20):
+        a, b = np.split(random.permutation(len(real))[: len(real) // 2 * 2], 2)
+        found.append(
+            {
+                "kid": kid.mmd2(real[a], real[b]).value,
+                "sfd": frechet.frechet_distance(*(frechet.moments(spatial[i]) for i in (a, b))),
+                "precision": precision_recall.precision(real[a], real[b], 3),
+                "recall": precision_recall.precision(real[b], real[a], 3),
+            }
+        )
+    return {k: float(np.mean([f[k] for f in found])) for k in found[0]} | {"count": len(a)}
+
+
+def score(args) -> None:
     """Writes scores.json: every arm's scores, differences with their intervals, the verdicts.
 
     Precision, recall and the spatial distance are at equal counts, of the first samples, which are
-    of the held-out pictures' classes one by one.
+    of the held-out pictures' classes one by one. `training` is that many of the training pictures.
     """
+    net, source, test = judge_of(args)
+    real, trained = extract(net, test.images), extract(net, source.images)
+    real_spatial = extract(net, test.images, output="spatial")
+    picked = np.random.default_rng(0).permutation(len(source))[: args.num]
+    keep_features(args, net, "training", source.images[picked])
     judge = json.loads((args.out / "judge.json").read_text())
     kernels, scores, pairs = {}, {}, {}
     for path in sorted((args.out / "features").glob("*.npz")):
@@ -322,7 +350,10 @@ def compare(args, real, trained, real_spatial) -> None:
     decided = relay_verdicts.decide(kernels, args.num, judge["s_floor"], judge["sees"])
     for claim, about in decided.items():
         print(claim, about["verdict"])
-    found = {"judge": judge, "arms": scores, "pairs": pairs, "claims": decided}
+    about = {p.stem: json.loads(p.read_text()) for p in sorted(args.out.glob("*_[0-9].json"))}
+    floor = floors(real, real_spatial)
+    found = {"judge": judge, "floor": floor, "runs": about, "arms": scores, "pairs": pairs}
+    found["claims"] = decided
     write_json(args.out / "scores.json", found)
 
 
@@ -335,13 +366,24 @@ def write_json(path: Path, content) -> None:
 
 def everything(args) -> None:
     """All phases after one another: for --toy."""
-    for name in ("judge", "base", "relay", "cascade", "plain", "starts", "score", "order"):
+    for name in [
+        "judge",
+        "base",
+        "relay",
+        "cascade",
+        "plain",
+        "starts",
+        "samples",
+        "score",
+        "order",
+    ]:
         PHASES[name](args)
 
 
 PHASES = {
     "judge": train_judge,
     "starts": sample_base,
+    "samples": make_samples,
     "score": score,
     "order": order,
     "all": everything,
