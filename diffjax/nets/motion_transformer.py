@@ -2,7 +2,7 @@
 2025): an encoder that has the condition as its first token, or a decoder that attends to it.
 
 Parameters are named as in the released state dicts, with "/" for ".": `kernel` is the weight of a
-linear layer as [in, out], `scale` a norm's weight, and `in_proj/kernel` [in, 3 width] holds q, k, v.
+linear layer as [in, out], `scale` a norm's weight; `in_proj/kernel` [in, 3 width] has q, k and v.
 """
 
 import math
@@ -28,7 +28,7 @@ EPSILON = 1e-5  # of PyTorch's LayerNorm
 
 
 def uniform(fan_in: int):
-    """PyTorch's start of a linear layer's or a GRU's weights and biases: U(-1, 1) / sqrt(fan_in)."""
+    """PyTorch's start of a linear layer or a GRU, weights and biases: U(-1, 1) / sqrt(fan_in)."""
     bound = fan_in**-0.5
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
         key, shape, dtype, -bound, bound
@@ -36,7 +36,7 @@ def uniform(fan_in: int):
 
 
 def dense(x, features: int, name: str, dtype=jnp.float32):
-    """[..., in] -> [..., features]: a linear layer that starts as PyTorch's. Of a compact method."""
+    """[..., in] -> [..., features]: a linear layer that starts as PyTorch's."""
     init = uniform(x.shape[-1])
     return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)(x)
 
@@ -114,7 +114,7 @@ def embed_condition(net, condition, drop, batch: int):
 
 
 class FirstAndRest(nn.Module):
-    """[B, N, in] -> [B, N, features], by frames; with `rest` (rot_vel) frame 0 has its own layer."""
+    """[B, N, in] -> [B, N, features], by frames; with `rest` frame 0 has its own layer."""
 
     features: int
     first: str
@@ -285,7 +285,8 @@ class Transformer(nn.Module):
 def _alike(variables):
     """The variables of a stack at its start, with the first layer's in the place of every one's."""
     params = variables["params"]
-    return {**variables, "params": {name: params["0"] for name in params}}
+    # Copies: a training step donates its state, and can donate no buffer twice.
+    return {**variables, "params": {n: jax.tree.map(jnp.copy, params["0"]) for n in params}}
 
 
 def _padded(h, mask):

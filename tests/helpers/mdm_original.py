@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.nets.motion_transformer import MotionTransformer
 from diffjax.systems.mdm import published
 from diffjax.weights import trees
 
