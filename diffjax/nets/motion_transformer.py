@@ -56,6 +56,20 @@ def positions(length: int, width: int) -> np.ndarray:
     return sinusoids(np.arange(length), width)
 
 
+def rounded(params, dtype):
+    """Returns params with the linear layers of frames and tokens in `dtype`, as they are at use.
+
+    The network's result is the same. Use it before a loop of evaluations.
+    """
+    cast = lambda leaf: leaf.astype(dtype)
+    if not isinstance(params, dict):
+        return params
+    if "kernel" in params:
+        return jax.tree.map(cast, params)
+    kept = ("embed_timestep", "embed_text", "embed_action")  # computed in float32
+    return {k: v if k in kept else rounded(v, dtype) for k, v in params.items()}
+
+
 class TimeEmbedder(nn.Module):
     """t [B], an index as the schedule has it, whole or not -> [B, width] float32."""
 
