@@ -10,6 +10,7 @@ rule and knows no list of layers:
 | `weight` of rank 1 | `scale` |
 | `in_proj_weight`, `in_proj_bias` | `in_proj/kernel`, `in_proj/bias` |
 | `weight_ih_l0`, `bias_hh_l0_reverse`, ... of a GRU | `ih_l0/kernel`, `hh_l0_reverse/bias`, ... |
+| `weight` of `*_embedding` and `*_embeddings`, [rows, width] | `embedding` |
 | any other name | the same |
 | `*sequence_pos_encoder*`, `clip_model.*` | none: a table that is computed, and the text encoder |
 
@@ -101,7 +102,9 @@ def _ours(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
     elif recurrent := RECURRENT.fullmatch(last):
         last, side, layer = recurrent.groups()
         parents = [*parents, f"{side}_{layer}"]
-    if last == "weight":
+    if last == "weight" and parents and parents[-1].endswith(("_embedding", "_embeddings")):
+        last = "embedding"
+    elif last == "weight":
         last = "scale" if array.ndim == 1 else "kernel"
         array = array.T  # [out, in] or, of a convolution, [out, in, width]
     return "/".join([*parents, last]), array
@@ -112,8 +115,8 @@ def from_params(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     state = {}
     for path, array in params.items():
         *parents, last = path.split("/")
-        if last in ("kernel", "scale"):
-            last, array = "weight", array.T
+        if last in ("kernel", "scale", "embedding"):
+            last, array = "weight", array if last == "embedding" else array.T
         parent = parents[-1] if parents else ""
         if parent == "in_proj":
             parents, last = parents[:-1], f"in_proj_{last}"
