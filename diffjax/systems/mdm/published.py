@@ -200,21 +200,31 @@ def args_of(file: Path) -> dict:
     Raises:
       UserError: no such file, no JSON object, or a value that is none of that flag's.
     """
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; a published model's flags lie beside its weights")
-    if file.stat().st_size > LARGEST_ARGS:
-        raise UserError(f"{file}: larger than an args.json is")
-    try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: no JSON file ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: no JSON object of flags")
+    found = read_object(file, LARGEST_ARGS)
     args = {name: _flag(name, found.get(name), like, file) for name, like in DEFAULTS.items()}
     args["unconstrained"] |= found.get("cond_mode") == "no_cond"
     if args["context_len"] and not args["pred_len"]:
         args["pred_len"] = args["context_len"]
     return args
+
+
+def read_object(file: Path, largest: int) -> dict:
+    """Reads a JSON file's object.
+
+    Raises:
+      UserError: no such file, one of more bytes than `largest`, or no JSON object.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; it belongs beside the published weights")
+    if file.stat().st_size > largest:
+        raise UserError(f"{file}: larger than {largest} bytes, which none of its kind is")
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: no JSON file ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: no JSON object")
+    return found
 
 
 def _flag(name: str, value, like, file: Path):
