@@ -193,7 +193,7 @@ def make_motion(network, *, features: int, condition: str, num_actions=0, rot_ve
     """Returns the linen module of a network of motions that a config's `network` group describes.
 
     Args:
-      network: kind and its fields (`MOTION_KINDS`).
+      network: kind and its fields (`MOTION_KINDS`); a transformer's may have `attention_dropout`.
       features: numbers a frame.
       condition: "text", "action" or "none".
       num_actions: how many, for "action".
@@ -205,6 +205,9 @@ def make_motion(network, *, features: int, condition: str, num_actions=0, rot_ve
     """
     kind = _kind(network, MOTION_KINDS)
     fields = _fields(kind, network)
+    if "heads" in fields and "attention_dropout" in network:
+        name = "attention_dropout"
+        fields[name] = rate(f"config.network.{name}", network[name])
     width, parts = fields["width"], 2 * fields.get("heads", 1)
     if width % parts:
         raise UserError(f"config.network.width {width}: a multiple of {parts} (2 x heads)")

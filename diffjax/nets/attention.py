@@ -1,5 +1,7 @@
 """Softmax attention: the form of the picture networks, and one that masks keys."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 
@@ -25,8 +27,13 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.einsum("bhqk,bkhc->bqhc", w, v)
 
 
-def implementation_for(name: str, dtype) -> str:
-    """Returns what "auto" is here: "cudnn" in half precision on a GPU, "einsum" elsewhere.
+def implementation_for(name: str, dtype, channels: int) -> str:
+    """Returns what "auto" is here: "cudnn" where there is one that takes it, else "einsum".
+
+    Args:
+      name: one of `IMPLEMENTATIONS`; all but "auto" are returned as they are.
+      dtype: of the queries. cuDNN's attention wants half precision,
+      channels: of a head; a multiple of 8 up to 128, and an Nvidia GPU from 2020 on.
 
     Raises:
       UserError: a name that is none of `IMPLEMENTATIONS`.
@@ -34,8 +41,12 @@ def implementation_for(name: str, dtype) -> str:
     choose(name, dict.fromkeys(IMPLEMENTATIONS), "attention")
     if name != "auto":
         return name
-    half = jnp.dtype(dtype).itemsize == 2
-    return "cudnn" if half and jax.default_backend() == "gpu" else "einsum"
+    able = jnp.dtype(dtype).itemsize == 2 and channels % 8 == 0 and channels <= 128
+    if not able or jax.default_backend() != "gpu":
+        return "einsum"
+    # "9.0" of an H200; AMD's GPUs have names such as "gfx90a".
+    capability = re.fullmatch(r"(\d+)\.\d+", str(jax.devices()[0].compute_capability))
+    return "cudnn" if capability and int(capability[1]) >= 8 else "einsum"
 
 
 def attend_masked(q, k, v, mask=None, implementation: str = "einsum", dropout=None) -> jax.Array:

@@ -49,10 +49,18 @@ def state_of(shapes):
     return drawn | {n: np.full(names[n], np.nan, np.float32) for n in names if n not in drawn}
 
 
-def params_of(net, shapes, *inputs, **given):
-    """Golden weights for a net of ours, imported as a published file's: names and shapes fit."""
-    like = jax.eval_shape(lambda: net.init(jax.random.key(0), *inputs, **given))["params"]
-    return trees.fit(published.to_params(state_of(shapes), "golden"), like, "golden")
+def params_of(shapes):
+    """Golden weights under our names, as of a published file. A network refuses wrong shapes, and
+    tests/systems/test_mdm_published.py compares the names of all configurations."""
+    return trees.unflatten(published.to_params(state_of(shapes), "golden"))
+
+
+def drawn(net, *args):
+    """{path: weights of order 1 / sqrt(fan_in)}: compiling an `init` takes seconds."""
+    like = trees.flatten(jax.eval_shape(net.init, jax.random.key(0), *args)["params"])
+    random = np.random.default_rng(0)
+    draw = lambda shape: random.standard_normal(shape, np.float32) * np.float32(shape[0] ** -0.5)
+    return {path: draw(leaf.shape) for path, leaf in like.items()}
 
 
 def ours(x):

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mdm_original import TINY, load, manifest, ours, params_of, theirs
+from mdm_original import TINY, drawn, load, manifest, ours, params_of, theirs
 
 from diffjax.nets.motion_evaluators import ActionClassifier, MovementEncoder, SequenceEncoder
 from diffjax.nets.motion_gru import GRU, MotionGRU
+from diffjax.systems.mdm import published
+from diffjax.weights import trees
 
 SETTINGS = {k: TINY[k] for k in ("width", "layers", "dropout")}
 
@@ -17,7 +19,7 @@ def test_over_frames(near):
     net = MotionGRU(13, **SETTINGS)
     tokens = g["text_embed"].swapaxes(0, 1)
     args = (ours(g["x"]), g["t"], (tokens, np.ones(tokens.shape[:2], bool)))
-    params = params_of(net, manifest("tiny")["gru_text"], *args)
+    params = params_of(manifest("tiny")["gru_text"])
     apply = jax.jit(net.apply, static_argnames="capture_intermediates")
     out, state = apply({"params": params}, *args, capture_intermediates=True)
     near(theirs(out, g["x"]), g["gru_text_overtime_cond"], 2e-5)
@@ -28,27 +30,20 @@ def test_over_frames(near):
     near(got, out[:, 5:], 2e-6)
 
 
-def test_actions():
-    net = MotionGRU(150, "action", 5, rot_vel=False, **SETTINGS)
-    g = load("nets")
-    args = (ours(g["x_rot6d"]), g["t"], g["action"][:, 0])
-    params = params_of(net, manifest("tiny")["gru_action"], *args)
-    assert jnp.isfinite(net.apply({"params": params}, *args)).all()
-
-
 def test_states_stop_at_lengths():
     net = GRU(4, 2, bidirectional=True)
     x = jax.random.normal(jax.random.key(0), (2, 6, 3))
     lengths = jnp.asarray([4, 6])
-    (_, last), params = jax.jit(net.init_with_output)(jax.random.key(1), x, lengths)
-    out, alone = net.apply(params, x[:1, :4])
+    params = {"params": trees.unflatten(drawn(net, x, lengths))}
+    _, last = jax.jit(net.apply)(params, x, lengths)
+    out, alone = jax.jit(net.apply)(params, x[:1, :4])
     np.testing.assert_allclose(last[:, :1], alone, atol=1e-6)
     np.testing.assert_allclose(out[:, -1, :4], alone[2], atol=1e-6)
     np.testing.assert_allclose(out[:, 0, 4:], alone[3], atol=1e-6)
 
 
 def run(net, tag, *args):
-    params = params_of(net, manifest("tiny_evaluators")[tag], *args)
+    params = params_of(manifest("tiny_evaluators")[tag])
     return jax.jit(net.apply)({"params": params}, *args)
 
 
@@ -71,18 +66,29 @@ def test_action_classifier(near):
     near(logits, g["a2m_logits"], 1e-5)
 
 
-@pytest.mark.parametrize("data", ["t2m", "kit"])
-def test_published_sizes(data):
-    shapes = manifest("evaluators")[data]
-    features = {"t2m": 263, "kit": 251}[data]
-    params_of(MovementEncoder(), shapes["movement_encoder"], jnp.zeros((1, 8, features)))
-    lengths = jnp.ones(1, int)
-    params_of(SequenceEncoder(), shapes["motion_encoder"], jnp.zeros((1, 2, 512)), lengths)
-    words = (jnp.zeros((1, 2, 300)), lengths, jnp.zeros((1, 2, 15)))
-    params_of(SequenceEncoder(512), shapes["text_encoder"], *words)
+EVALUATORS = {
+    "movement_encoder": (MovementEncoder(), lambda n: (jnp.zeros((1, 8, n)),)),
+    "motion_encoder": (SequenceEncoder(), lambda n: (jnp.zeros((1, 2, 512)), ONE)),
+    "text_encoder": (
+        SequenceEncoder(512),
+        lambda n: (jnp.zeros((1, 2, 300)), ONE, jnp.zeros((1, 2, 15))),
+    ),
+}
+ONE = jnp.ones(1, int)
+
+
+def check_names(net, shapes, *args):
+    like = jax.eval_shape(net.init, jax.random.key(0), *args)["params"]
+    state = {name: np.broadcast_to(np.float32(0), shape) for name, (shape, _) in shapes.items()}
+    trees.check(published.to_params(state, "golden"), like, "golden")
+
+
+@pytest.mark.parametrize(("data", "features"), [("t2m", 263), ("kit", 251)])
+def test_published_sizes(data, features):
+    for name, (net, args) in EVALUATORS.items():
+        check_names(net, manifest("evaluators")[data][name], *args(features))
 
 
 def test_published_size_of_the_action_classifier():
-    shapes = manifest("evaluators")["humanact12_gru_classifier"]
-    args = (jnp.zeros((1, 4, 72)), jnp.ones(1, int), jnp.zeros((2, 1, 128)))
-    params_of(ActionClassifier(), shapes, *args)
+    args = (jnp.zeros((1, 4, 72)), ONE, jnp.zeros((2, 1, 128)))
+    check_names(ActionClassifier(), manifest("evaluators")["humanact12_gru_classifier"], *args)

@@ -1,19 +1,23 @@
 """Networks of motions from a config: every kind, its sharding and rounding, and refusals."""
 
+import functools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mdm_original import drawn
 from ml_collections import ConfigDict
 
 from diffjax import nets
 from diffjax.errors import UserError
+from diffjax.nets.attention import implementation_for
 from diffjax.nets.motion_transformer import MotionTransformer
 from diffjax.weights import trees
 
-GRU = {"kind": "motion_gru", "width": 16, "layers": 2, "dropout": 0.1, "dtype": "bfloat16"}
+GRU = {"kind": "motion_gru", "width": 16, "layers": 1, "dropout": 0.1, "dtype": "bfloat16"}
 ENCODER = {**GRU, "kind": "trans_enc", "heads": 4, "ff": 32, "mask_frames": True}
 ENCODER["attention"] = "auto"
 DECODER = {**ENCODER, "kind": "trans_dec", "emb_trans_dec": True, "emb_policy": "concat"}
@@ -26,7 +30,7 @@ def test_a_kind(kind):
     net = nets.make_motion(config, features=7, condition="action", num_actions=3)
     assert net.dtype == jnp.bfloat16 and net.num_actions == 3
     args = (jnp.ones((2, 5, 7)), jnp.arange(2), jnp.asarray([1, 3]))
-    params = jax.jit(net.init)(jax.random.key(0), *args)["params"]
+    params = trees.unflatten(drawn(net, *args))
     apply = jax.jit(net.apply)
     out = apply({"params": params}, *args)
     assert out.shape == (2, 5, 7) and out.dtype == jnp.float32
@@ -56,6 +60,26 @@ def test_a_kind(kind):
 def test_configs_that_are_refused(change, words):
     with pytest.raises(UserError, match=words):
         nets.make_motion(ConfigDict({**DECODER, **change}), features=7, condition="text")
+
+
+def test_where_attention_is_cudnn(monkeypatch):
+    of = functools.partial(implementation_for, "auto")
+    assert of(jnp.bfloat16, 64) == "einsum"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for capability, wanted in (("9.0", "cudnn"), ("7.5", "einsum"), ("gfx90a", "einsum")):
+        device = types.SimpleNamespace(compute_capability=capability)
+        monkeypatch.setattr(jax, "devices", lambda device=device: [device])
+        assert of(jnp.bfloat16, 64) == wanted
+        assert of(jnp.float32, 64) == of(jnp.bfloat16, 12) == of(jnp.bfloat16, 136) == "einsum"
+        assert implementation_for("xla", jnp.float32, 7) == "xla"
+
+
+def test_dropout_of_the_attention_is_a_field():
+    config = ConfigDict({**ENCODER, "attention_dropout": 0.0})
+    assert nets.make_motion(config, features=7, condition="text").attention_dropout == 0
+    config.attention_dropout = 1.0
+    with pytest.raises(UserError, match="config.network.attention_dropout 1.0"):
+        nets.make_motion(config, features=7, condition="text")
 
 
 def test_more_that_is_refused():

@@ -1,5 +1,6 @@
 """Text encoders from folders: the hub's names and OpenAI's, and folders that are refused."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tiny_tokenizers
+from mdm_original import drawn
 from relay_checkpoint import Tensor, write
 from safetensors.numpy import save_file
 
@@ -19,14 +21,6 @@ from diffjax.weights import trees
 
 TEXTS = ["a person walks slowly.", "", "a person " * 20, "It's a person!"]
 CLIP = tiny_tokenizers.clip({"person": 513, "walk": 515}, start=700)
-
-
-def drawn(net, *args):
-    """Weights of order 1 / sqrt(fan_in)."""
-    shapes = trees.flatten(jax.eval_shape(net.init, jax.random.key(0), *args)["params"])
-    random = np.random.default_rng(0)
-    draw = lambda shape: random.standard_normal(shape, np.float32) * np.float32(shape[0] ** -0.5)
-    return {path: draw(leaf.shape) for path, leaf in shapes.items()}
 
 
 def hub_names(state):
@@ -82,10 +76,12 @@ def test_clip(tmp_path, clip, names):
     ids, there = encoder.tokens(TEXTS)
     assert ids.shape == (4, 22) and ids[2, -1] == 701 and there[2].all()
     assert list(ids[1, :3]) == [700, 701, 0] and list(there[1, :3]) == [True, True, False]
-    wanted = net.apply({"params": trees.unflatten(params)}, jnp.asarray(ids))[:, None]
+    wanted = jax.jit(net.apply)({"params": trees.unflatten(params)}, ids)[:, None]
     np.testing.assert_allclose(tokens, wanted, atol=0.1 if names == "half" else 1e-5)
-    # A text does not depend on the others.
-    np.testing.assert_allclose(encoder.encode(TEXTS[3:])[0], tokens[3:], atol=1e-5)
+    # A text does not depend on the others, or on how many there are at a time.
+    if names == "openai":
+        apart = dataclasses.replace(encoder, batch=2).encode(TEXTS[1:])
+        np.testing.assert_allclose(apart[0], tokens[1:], atol=1e-5)
     assert encoder.encode([])[0].shape == (0, 1, 8)
 
 
@@ -97,13 +93,13 @@ def test_clip_without_a_config_has_heads_of_64(tmp_path):
     encoder = text_folders.load(tmp_path, context=77)
     ids, _ = encoder.tokens(TEXTS)
     assert ids.shape == (4, 30)  # the table of positions has no more
-    wanted = net.apply({"params": trees.unflatten(params)}, jnp.asarray(ids))[:, None]
+    wanted = jax.jit(net.apply)({"params": trees.unflatten(params)}, ids)[:, None]
     np.testing.assert_allclose(encoder.encode(TEXTS)[0], wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 def test_distilbert(tmp_path, form):
-    net = DistilBert(20, 48, width=16, layers=2, heads=4, hidden=24)
+    net = DistilBert(20, 48, width=16, layers=1, heads=4, hidden=24)
     params = drawn(net, jnp.zeros((1, 4), int), jnp.ones((1, 4), bool))
     state = {f"distilbert.{name}": a for name, a in published.from_params(params).items()}
     state["vocab_transform.weight"] = np.zeros((2, 2), np.float32)
@@ -116,11 +112,12 @@ def test_distilbert(tmp_path, form):
     assert tokens.shape == (4, 48, 16) and tokens.dtype == np.float32
     assert list(mask.sum(1)) == [9, 2, 42, 8]
     ids, there = encoder.tokens(TEXTS)
-    wanted = net.apply({"params": trees.unflatten(params)}, jnp.asarray(ids), jnp.asarray(there))
+    wanted = jax.jit(net.apply)({"params": trees.unflatten(params)}, ids, there)
     np.testing.assert_allclose(tokens[mask], np.asarray(wanted)[mask], atol=1e-5)
-    alone, alone_mask = encoder.encode(TEXTS[:1])
-    assert alone.shape == (1, 16, 16) and alone_mask.sum() == 9
-    np.testing.assert_allclose(alone[0, :9], tokens[0, :9], atol=1e-5)
+    if form == "bin":
+        alone, alone_mask = encoder.encode(TEXTS[:1])
+        assert alone.shape == (1, 16, 16) and alone_mask.sum() == 9
+        np.testing.assert_allclose(alone[0, :9], tokens[0, :9], atol=1e-5)
     with pytest.raises(UserError, match="a text of 102 tokens, at most 48: 'a a a"):
         encoder.encode(["a", "a " * 100])
 
