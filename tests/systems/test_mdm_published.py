@@ -177,6 +177,9 @@ def test_a_file(tmp_path, small, ema):
         ({"dataset": "kit"}, "its last layer is not of kit's 251 numbers"),
         ({"arch": "mlp"}, "unknown arch in"),
         ({"lambda_target_loc": 1}, "goals"),
+        ({"emb_before_mask": True}, "trained with emb_before_mask True"),
+        ({"keyframe_cond_type": "target"}, "trained with keyframe_cond_type target"),
+        ({"text_encoder_type": "t5"}, "unknown text_encoder_type in"),
     ],
 )
 def test_flags_that_are_refused(tmp_path, small, args, words):
@@ -191,6 +194,9 @@ def test_files_that_are_refused(tmp_path, small):
     file = write_model(tmp_path, {**state, "a/b": state["embed_text.bias"]}, SMALL)
     with pytest.raises(UserError, match="'a/b' is no weight"):
         published.read(file)
+    twice = {"seqTransDecoder.layers.1.self_attn.in_proj.bias": state["embed_text.bias"]}
+    with pytest.raises(UserError, match="two arrays for 'seqTransDecoder/layers/1/self_attn/in_pr"):
+        published.to_params({**state, **twice}, "x.pt")
     file = write_model(tmp_path, {**state, "surplus.weight": state["embed_text.bias"]}, SMALL)
     model = published.read(file)
     with pytest.raises(UserError, match="1 weights that the network lacks, first 'surplus/scale'"):

@@ -57,6 +57,8 @@ DEFAULTS = {
     "use_ema": False,
     "lambda_target_loc": 0.0,
     "multi_target_cond": False,
+    "emb_before_mask": False,
+    "keyframe_cond_type": "",
 }
 HEADS, FF, DROPOUT = 4, 1024, 0.1  # no flag sets them
 # dataset -> (numbers a frame, longest motion, actions: 0 for texts)
@@ -66,6 +68,7 @@ DATASETS = {
     "humanact12": (150, 60, 12),
     "uestc": (150, 60, 40),
 }
+TEXTS = {"clip": "clip", "bert": "bert"}
 ARCHITECTURES = {"trans_enc": "trans_enc", "trans_dec": "trans_dec", "gru": "motion_gru"}
 LARGEST = 8192  # of any number in args.json; a file could ask for a billion layers
 LARGEST_ARGS = 1 << 20  # bytes of args.json
@@ -82,7 +85,7 @@ def to_params(state: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]
       where: the file, for messages.
 
     Raises:
-      UserError: a name or a type that is no weight's.
+      UserError: a name or a type that is no weight's, or two names of one weight.
     """
     params = {}
     for name, array in state.items():
@@ -91,6 +94,8 @@ def to_params(state: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]
         if not name or "/" in name or np.asarray(array).dtype.kind not in "fV":
             raise UserError(f"{where}: {name[:200]!r} is no weight of MDM's networks")
         path, array = _ours(name, np.asarray(array))
+        if path in params:
+            raise UserError(f"{where}: two arrays for {path[:200]!r}")
         params[path] = np.ascontiguousarray(array, np.float32)
     return params
 
@@ -168,11 +173,15 @@ def model_of(state: dict[str, np.ndarray], args: dict, where: str) -> Model:
     """Returns the `Model` of a state dict and of the flags that `args_of` returned.
 
     Raises:
-      UserError: goals, which are not here, or a first layer that is not of the data set's motions.
+      UserError: goals or another condition that is not here, a flag of no known value, or a last
+        layer that is not of the data set's motions.
     """
     goals = any(name.startswith("embed_target_cond.") for name in state)
     if goals or args["multi_target_cond"] or args["lambda_target_loc"]:
         raise UserError(f"{where}: a planner with goals, whose encoder is not here")
+    for name in ("emb_before_mask", "keyframe_cond_type"):
+        if args[name]:
+            raise UserError(f"{where}: trained with {name} {args[name]}, which is not here")
     features, frames, num_actions = choose(args["dataset"], DATASETS, f"dataset in {where}:")
     condition = "none" if args["unconstrained"] else "action" if num_actions else "text"
     kind = choose(args["arch"], ARCHITECTURES, f"arch in {where}:")
@@ -187,7 +196,9 @@ def model_of(state: dict[str, np.ndarray], args: dict, where: str) -> Model:
     last = params.get("output_process/poseFinal/kernel")
     if last is None or last.shape[-1] != features:
         raise UserError(f"{where}: its last layer is not of {args['dataset']}'s {features} numbers")
-    text = args["text_encoder_type"] if condition == "text" else ""
+    text = ""
+    if condition == "text":
+        text = choose(args["text_encoder_type"], TEXTS, f"text_encoder_type in {where}:")
     return Model(
         *(ConfigDict(network), features, condition, num_actions if condition == "action" else 0),
         *(args["context_len"] + args["pred_len"] or frames, text, args, params),
