@@ -4,6 +4,9 @@ Every network is called as `net.apply({"params": p}, x, c_noise, label, augment,
 x float [B, H, W, C]; c_noise float32 [B]; label int32 [B] with num_classes for "no class"; augment
 float32 [B, augment_dim] or None, ignored by those that take none; train turns dropout on, which
 draws from rngs {"dropout": key}. They return float32.
+
+Networks of motions (`make_motion`) are called as `net.apply({"params": p}, x, t, condition,
+mask=..., drop=..., prefix=..., train=..., rngs=...)`, see `motion_transformer.MotionTransformer`.
 """
 
 from collections.abc import Callable
@@ -12,9 +15,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from diffjax.errors import UserError, choose
-from diffjax.nets import dit, edm_blocks, unet_small
+from diffjax.nets import attention, dit, edm_blocks, motion_gru, motion_transformer, unet_small
 from diffjax.nets.dhariwal_unet import DhariwalUNet
 from diffjax.nets.dit import SIZES, DiT
+from diffjax.nets.motion_gru import MotionGRU
+from diffjax.nets.motion_transformer import MotionTransformer
 from diffjax.nets.song_unet import SongUNet
 from diffjax.nets.unet_small import UNetSmall
 
@@ -145,6 +150,23 @@ KINDS = {
     "dit": Kind(DiT, {**DIT, "dtype": dtype}, dit.SHARDING),
 }
 
+MOTION = {"width": whole, "layers": whole, "dropout": rate, "dtype": dtype}
+ENCODER = {
+    **MOTION,
+    "heads": whole,
+    "ff": whole,
+    "mask_frames": switch,
+    "attention": one_of(*attention.IMPLEMENTATIONS),
+}
+DECODER = {**ENCODER, "emb_trans_dec": switch, "emb_policy": one_of("add", "concat")}
+TRANSFORMER = {"module": MotionTransformer, "sharding": motion_transformer.SHARDING}
+TRANSFORMER |= {"rounded": motion_transformer.rounded}
+MOTION_KINDS = {
+    "trans_enc": Kind(fields=ENCODER, fixed={"decoder": False}, **TRANSFORMER),
+    "trans_dec": Kind(fields=DECODER, fixed={"decoder": True}, **TRANSFORMER),
+    "motion_gru": Kind(MotionGRU, MOTION, motion_gru.SHARDING, rounded=motion_transformer.rounded),
+}
+
 
 def make(network, *, channels: int, num_classes: int, shape: tuple[int, int, int]):
     """Returns the linen module that a config's `network` group describes.
@@ -158,17 +180,40 @@ def make(network, *, channels: int, num_classes: int, shape: tuple[int, int, int
     Raises:
       UserError: for an unknown kind, a field that is absent or no value for it, or such a shape.
     """
-    kind = _kind(network)
-    fields = {}
-    for name, check in kind.fields.items():
-        if name not in network:
-            raise UserError(f"config.network lacks the field {name!r}")
-        fields[name] = check(f"config.network.{name}", network[name])
+    kind = _kind(network, KINDS)
+    fields = _fields(kind, network)
     _check_divisible(fields, shape)
     _check_groups(fields)
     if "size" in fields:
         fields.update(fields.pop("size"))
     return kind.module(channels=channels, num_classes=num_classes, **fields, **kind.fixed)
+
+
+def make_motion(network, *, features: int, condition: str, num_actions=0, rot_vel=False):
+    """Returns the linen module of a network of motions that a config's `network` group describes.
+
+    Args:
+      network: kind and its fields (`MOTION_KINDS`); a transformer's may have `attention_dropout`.
+      features: numbers a frame.
+      condition: "text", "action" or "none".
+      num_actions: how many, for "action".
+      rot_vel: whether frame 0 has layers of its own.
+
+    Raises:
+      UserError: for an unknown kind, a field that is absent or no value for it, or a width that
+        does not divide into the heads.
+    """
+    kind = _kind(network, MOTION_KINDS)
+    fields = _fields(kind, network)
+    if "heads" in fields and "attention_dropout" in network:
+        name = "attention_dropout"
+        fields[name] = rate(f"config.network.{name}", network[name])
+    width, parts = fields["width"], 2 * fields.get("heads", 1)
+    if width % parts:
+        raise UserError(f"config.network.width {width}: a multiple of {parts} (2 x heads)")
+    choose(condition, dict.fromkeys(motion_transformer.CONDITIONS), "condition")
+    given = {"features": features, "condition": condition, "num_actions": num_actions}
+    return kind.module(rot_vel=rot_vel, **given, **fields, **kind.fixed)
 
 
 def sharding(network) -> tuple:
@@ -185,10 +230,20 @@ def rounded(network, params):
     return kind.rounded(params, DTYPES[network["dtype"]]) if kind.rounded else params
 
 
-def _kind(network) -> Kind:
+def _kind(network, kinds: dict[str, Kind] | None = None) -> Kind:
     if "kind" not in network:
         raise UserError("config.network lacks the field 'kind'")
-    return choose(network["kind"], KINDS, "config.network.kind")
+    return choose(network["kind"], kinds or {**KINDS, **MOTION_KINDS}, "config.network.kind")
+
+
+def _fields(kind: Kind, network) -> dict:
+    """{name: checked value} of the fields that the kind has."""
+    fields = {}
+    for name, check in kind.fields.items():
+        if name not in network:
+            raise UserError(f"config.network lacks the field {name!r}")
+        fields[name] = check(f"config.network.{name}", network[name])
+    return fields
 
 
 def _check_divisible(fields: dict, shape) -> None:
