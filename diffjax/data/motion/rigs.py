@@ -165,7 +165,7 @@ def derive(
         nodes=tuple(nodes),
         unit=unit,
         up=up,
-        rest=tuple(map(tuple, clips[0].rotations[0].tolist())),
+        rest=tuple(map(tuple, _usual(clips).tolist())),
         places=tuple(map(tuple, np.median(clips[0].positions, 0).tolist())),
     )
     return skeleton, rig
@@ -269,6 +269,13 @@ def _up(worlds: list, feet: tuple, name: str) -> str:
 def _lengths(world: np.ndarray, parents: Sequence[int]) -> tuple[float, ...]:
     bones = np.linalg.norm(world[:, 1:] - world[:, list(parents[1:])], axis=-1)
     return (0.0, *np.median(bones, 0).tolist())
+
+
+def _usual(clips: Sequence[bvh.Clip]) -> np.ndarray:
+    """The mean rotation of each node, the main axis of its quaternions (Markley et al. 2007)."""
+    total = sum(np.einsum("tni,tnj->nij", c.rotations, c.rotations) / len(c) for c in clips)
+    mean = np.linalg.eigh(total)[1][..., -1]
+    return np.where(mean[:, :1] < 0, -mean, mean)
 
 
 def _unit(height: float) -> float:

@@ -239,7 +239,7 @@ def _gait(time, manner, random, *, speed, cycle, stance, turn=0.0, lift=0.1, run
     body = 2 * np.pi * (time / cycle + start)
     swing *= (0.75 if run else 0.5) * random.uniform(0.9, 1.1)
     forward = swing * np.stack([np.sin(body - np.pi / 2), -np.sin(body - np.pi / 2)])
-    bounce = 0.05 if run else 0.02
+    bounce = -0.05 if run else 0.02  # a runner is highest in the air, a walker over the foot
     rise = bounce * np.cos(2 * body - 2 * np.pi * (stance + (0 if run else -0.1)))
     flat = where(time)
     return _Pose(
