@@ -6,6 +6,7 @@ FOLDER/train.txt, val.txt, test.txt
 FOLDER/Mean.npy, Std.npy
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,10 @@ def _header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
         if np.lib.format.read_magic(file) != (1, 0):
             raise UserError(f"{path}: an .npy format that no array of numbers needs")
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        return shape, dtype
+        there = path.stat().st_size - file.tell()
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != there:
+        raise UserError(f"{path}: says {dtype} {shape} and does not hold as much")
+    return shape, dtype
 
 
 def _length(path: Path, size: int) -> int:

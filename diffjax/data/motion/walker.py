@@ -231,7 +231,7 @@ def _gait(time, manner, random, *, speed, cycle, stance, turn=0.0, lift=0.1, run
         swung = np.clip((share - stance) / (1 - stance), 0, 1)
         ease = swung**2 * (3 - 2 * swung)
         toes[side, :, ::2] = here + (there - here) * ease[:, None]
-        toes[side, :, 1] = BALL + lift * higher * np.sin(np.pi * swung) ** 2
+        toes[side, :, 1] = BALL + lift * higher * np.sin(np.pi * swung) ** (1 if run else 2)
         yaw[side] = yaw_here + (yaw_there - yaw_here) * ease
         off = np.clip((share / stance - 0.6) / 0.4, 0, 1) ** 2
         heel = (1.0 if run else 0.55) * np.where(swung > 0, np.cos(np.pi / 2 * ease) ** 2, off)
