@@ -34,13 +34,14 @@ class MotionSource:
     Attributes:
       clips: features [N_i, D] float32 a clip, not normalised; may be read when asked for.
       lengths: int [n], their N_i.
-      skeleton: what moves; D = skeleton.size.
+      skeleton: what moves.
       statistics: what the features are normalised by: those of the training split.
       max_frames: the number of frames of every example.
       captions: of each clip what it shows, none or several.
       labels, class_names: as in `diffjax.data.base.Source`.
       names: of each clip, where it comes from.
       rig: how to write BVH as the set's own files are, where it is made of such.
+      kind: "features" (`features.extract`, D = skeleton.size) or "rot6d" (`humanact12`).
       name: what to call it in logs and errors.
     """
 
@@ -54,6 +55,7 @@ class MotionSource:
     class_names: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     rig: Rig | None = None
+    kind: str = "features"
     name: str = "motions"
 
     def __post_init__(self):
@@ -67,7 +69,7 @@ class MotionSource:
 
     @property
     def motion_shape(self) -> tuple[int, int]:
-        return self.max_frames, self.skeleton.size
+        return self.max_frames, len(self.statistics.mean)
 
     @property
     def num_classes(self) -> int:
@@ -89,7 +91,13 @@ class MotionSource:
         return np.asarray(self.clips[i], np.float32)[: self.lengths[i]]
 
     def joints(self, i: int) -> np.ndarray:
-        """Returns the joints of clip i, float32 [length, J, 3], in the skeleton's unit."""
+        """Returns the joints of clip i, float32 [length, J, 3], in the skeleton's unit.
+
+        Raises:
+          UserError: they are rotations of a body model, whose files are licensed separately.
+        """
+        if self.kind != "features":
+            raise UserError(f"{self.name}: its joints need the SMPL body model, which is not here")
         return features.recover(self.features(i), self.skeleton)
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffjax.data.motion import bvh, rigs
+from diffjax.data.motion import bvh, humanact12, rigs
 from diffjax.data.motion.base import SPLITS
 from diffjax.data.motion.skeletons import read_json
 from diffjax.data.motion.sources import SKELETON_FROM, Take, Takes
@@ -83,11 +83,9 @@ def list_files(folder: Path) -> list[str]:
                 names.append(Path(here, file).relative_to(folder).as_posix())
         if len(names) > MAX_FILES:
             raise UserError(f"{folder}: more than {MAX_FILES} files")
-    if any(folder.glob("*.pkl")):
-        raise UserError(
-            f"{folder}: holds a pickle, which diffjax never opens, since opening one runs what is "
-            "in it; save its joints as .npz (docs/reference/data.md) where you trust it"
-        )
+    pickle = next((p for p in sorted(folder.glob("*.pkl"))), None)
+    if not names and pickle:
+        raise humanact12.refusal(pickle)
     if not names:
         raise UserError(f"{folder}: no .bvh files in it")
     return sorted(names)

@@ -217,7 +217,9 @@ def recover_rotations(features: rot.Array, skeleton: Skeleton) -> rot.Array:
     local = rot.from_6d_columns(local.reshape(*local.shape[:-1], len(skeleton) - 1, 6))
     world = [rot.to_matrix(turn)] + [None] * (len(skeleton) - 1)
     for joint in skeleton.order:
-        world[joint] = world[skeleton.previous[joint]] @ local[..., joint - 1, :, :]
+        # Not a matrix product, which accelerators round to 8 bits or so.
+        before = world[skeleton.previous[joint]][..., None]
+        world[joint] = (before * local[..., joint - 1, None, :, :]).sum(-2)
     return xp.stack(world, -3)
 
 

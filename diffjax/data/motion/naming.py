@@ -11,6 +11,7 @@ _SWAP = {"left": "right", "lft": "rgt", "l": "r"}
 _SWAP |= {right: left for left, right in _SWAP.items()}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^A-Za-z\d]+")
 _LEFT = {"left", "lft", "l"}
+_UPPER_ARM = re.compile(r"upper[ _.-]?arm|humerus", re.IGNORECASE)
 
 # Words of captions and class names that a mirror exchanges.
 _MIRROR = {"left": "right", "clockwise": "counterclockwise"}
@@ -38,8 +39,9 @@ def other_side(name: str) -> tuple[str, ...]:
             other = _like(_SWAP[word.lower()], word)
             found.append("".join([*words[:i], other, *words[i + 1 :]]))
     first = name[:1]
-    if first in ("l", "r"):  # lfemur, without anything between
-        found.append(_SWAP[first] + name[1:])
+    # lfemur and LUArm, without anything between
+    if first in ("l", "r") or (first in ("L", "R") and name[1:2].isupper()):
+        found.append(_like(_SWAP[first.lower()], first) + name[1:])
     return tuple(found)
 
 
@@ -47,7 +49,7 @@ def is_left(name: str, other: str) -> bool:
     """Returns whether of two joints that are each other's mirror the first is the left one."""
     for a, b in zip(_WORD.findall(name), _WORD.findall(other)):
         if a != b:
-            return a.lower() in _LEFT or (a.lower() not in _SWAP and a[:1] == "l")
+            return a.lower() in _LEFT or (a.lower() not in _SWAP and a[:1] in "lL")
     return name < other
 
 
@@ -106,9 +108,13 @@ def find_leg(side: Sequence[int], names, parents) -> tuple[int, int, int] | None
 
 
 def find_shoulder(side: Sequence[int], names, parents) -> int | None:
-    """Returns the joint where the upper arm of one side begins, or None: two before the hand."""
+    """Returns the joint where the upper arm of one side begins, or None: the one of such a name,
+    else two before the hand."""
     hand = _first(side, names, parents, "hand", "wrist")
     path = path_to(hand, parents) if hand is not None else []
+    named = next((j for j in path if _UPPER_ARM.search(names[j])), None)
+    if named is not None:
+        return named
     if len(path) >= 3:
         return path[-3]
     elbow = _first(side, names, parents, "elbow", "forearm", "lowerarm")

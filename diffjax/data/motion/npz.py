@@ -6,7 +6,7 @@ skeleton     JSON text (`Skeleton.to_json`)
 and, where they exist:
 labels       int [n]                 class_names  text [K]
 captions     text [m]                caption_of   int [m], the clip of each
-names        text [n]                splits       text [n]: train, val or test
+names        text [n]                splits       text [n]: train, val, test; others are left out
 rig          JSON text (`rigs.Rig.to_json`), to write BVH as the files that the clips came from
 """
 

@@ -1,6 +1,7 @@
 """What moves: names, tree, proportions and the few joints that the features need to know.
 
-HumanML3D's 22 joints and KIT's 21 are here as published; `rigs.derive` makes one for any BVH file.
+HumanML3D's 22 joints, SMPL's 24 and KIT's 21 are here as published; `rigs.derive` makes one for
+any BVH file.
 """
 
 import dataclasses
@@ -255,6 +256,17 @@ HUMANML3D = _published(
     leg=(5, 8),
     pairs=((1, 2), (4, 5), (7, 8), (10, 11), (13, 14), (16, 17), (18, 19), (20, 21)),
     lower=(0, 1, 2, 4, 5, 7, 8, 10, 11),
+)
+
+# SMPL's 24 joints are HumanML3D's and two hands, whose length here is only a usual one.
+SMPL = dataclasses.replace(
+    HUMANML3D,
+    names=(*HUMANML3D.names, "left_hand", "right_hand"),
+    parents=(*HUMANML3D.parents, 20, 21),
+    chains=(*HUMANML3D.chains[:3], (9, 14, 17, 19, 21, 23), (9, 13, 16, 18, 20, 22)),
+    directions=(*HUMANML3D.directions, (0.0, -1.0, 0.0), (0.0, -1.0, 0.0)),
+    lengths=(*HUMANML3D.lengths, 0.085, 0.085),
+    pairs=(*HUMANML3D.pairs, (22, 23)),
 )
 
 # By these indices the "right" hip (11) lies at +x, opposite to HumanML3D: kept as published, and

@@ -67,7 +67,7 @@ def open_motion(
     - a folder of BVH files (`bvh_folder.list_takes`), classes by subfolder, captions.csv.
     - a folder in the format of HumanML3D or KIT (`humanml.open_folder`), which has its own frame
       rate, statistics, splits and mirrored copies.
-    - an .npz of joints (`npz.read_takes`).
+    - an .npz of joints (`npz.read_takes`), or of HumanAct12's rotations (`humanact12.open_npz`).
 
     Args:
       path: as above.
@@ -84,7 +84,7 @@ def open_motion(
       UserError: nothing there, an unknown split, an empty one, files that are not what they should
         be.
     """
-    from diffjax.data.motion import bvh_folder, humanml, npz
+    from diffjax.data.motion import bvh_folder, humanact12, humanml, npz
 
     if split not in SPLITS:
         raise UserError(f"{path}: no split {split!r}{did_you_mean(split, SPLITS)}")
@@ -95,8 +95,12 @@ def open_motion(
         found = walker_takes(fps)
     elif not place.exists():
         raise not_found(place)
+    elif place.is_file() and humanact12.is_file(place):
+        return humanact12.open_npz(place, max_frames)
     elif place.is_file() and place.suffix.lower() == ".npz":
         found = npz.read_takes(place, fps)
+    elif place.suffix.lower() in (".pkl", ".pickle"):
+        raise humanact12.refusal(place)
     elif place.is_file():
         raise UserError(
             f"{place}: motions are a folder of .bvh files, a folder in HumanML3D's format, or .npz"

@@ -6,7 +6,7 @@ import pytest
 
 from diffjax.data.motion import bvh, features, naming, rigs, skeletons, walker
 from diffjax.data.motion import rotations as rot
-from diffjax.data.motion.skeletons import HUMANML3D, KIT
+from diffjax.data.motion.skeletons import HUMANML3D, KIT, SMPL
 from diffjax.errors import UserError
 
 # How tools call the walker's 19 joints: trunk, arm, leg; {} is the side.
@@ -41,6 +41,12 @@ TOOLS = {
         "Bip01 {} Thigh,Bip01 {} Calf,Bip01 {} Foot,Bip01 {} Toe0",
         ("L", "R"),
     ),
+    "motive": (
+        "Hip,Ab,Chest,Neck,Head",
+        "{}UArm,{}FArm,{}Hand",
+        "{}Thigh,{}Shin,{}Foot,{}Toe",
+        ("L", "R"),
+    ),
     "suffix": (
         "Hips,Spine,Chest,Neck,Head",
         "UpperArm_{},LowerArm_{},Hand_{}",
@@ -69,6 +75,12 @@ def test_names_of_many_tools_are_understood(people, tool):
     assert found.names == tuple(names)
     for field in ("parents", "face", "feet", "leg", "pairs", "lower", "chains"):
         assert getattr(found, field) == getattr(want, field), field
+
+
+def test_an_upper_arm_in_two_pieces_begins_at_the_first():
+    names = "root,upper_arm.L,upper_arm.L.001,forearm.L,forearm.L.001,hand.L".split(",")
+    assert naming.find_shoulder([1, 2, 3, 4, 5], names, (-1, 0, 1, 2, 3, 4)) == 1
+    assert naming.find_shoulder([1], ["root", "wing.L"], (-1, 0)) is None
 
 
 def test_the_walker_s_skeleton(people):
@@ -198,7 +210,7 @@ def test_other_joints_are_refused(people):
 
 def test_skeletons_and_rigs_survive_json(people):
     _, skeleton, rig = people
-    for s in (skeleton, HUMANML3D, KIT):
+    for s in (skeleton, HUMANML3D, KIT, SMPL):
         assert skeletons.from_json(json.loads(json.dumps(s.to_json()))) == s
     assert rigs.rig_from_json(json.loads(json.dumps(rig.to_json()))) == rig
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffjax.data.motion import base, bvh, features, rigs, sources, walker
+from diffjax.data.motion import rotations as rot
 from diffjax.data.motion.npz import write_npz
 from diffjax.data.motion.skeletons import HUMANML3D
 from diffjax.errors import UserError
@@ -352,8 +353,10 @@ def test_what_is_not_there_is_refused(tmp_path, folder):
     with pytest.raises(UserError, match="not those that the run was trained on"):
         sources.open_motion(str(folder), skeleton=HUMANML3D)
     (tmp_path / "humanact12poses.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(UserError, match="holds a pickle, which diffjax never opens"):
+    with pytest.raises(UserError, match="is a pickle: opening one runs what is in it"):
         sources.open_motion(str(tmp_path))
+    with pytest.raises(UserError, match="humanact12poses.pkl is a pickle"):
+        sources.open_motion(str(tmp_path / "humanact12poses.pkl"))
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(UserError, match="motions are a folder"):
         sources.open_motion(str(tmp_path / "a.txt"))
@@ -382,3 +385,38 @@ def test_caption_table():
     texts, rows, counts = base.caption_table([("a", "b"), (), ("b",), ("c", "a", "b")])
     assert texts == ["a", "b", "", "c"] and counts.tolist() == [2, 1, 1, 3]
     assert rows.tolist() == [[0, 1, 0], [2, 2, 2], [1, 1, 1], [3, 0, 1]] and rows.dtype == np.int32
+
+
+def test_humanact12_as_npz(tmp_path):
+    random = np.random.default_rng(0)
+    lengths = np.array([30, 60, 100])
+    poses = random.normal(0, 0.7, (190, 72)).astype(np.float32)
+    joints = random.normal(0, 1, (190, 24, 3)).astype(np.float32)
+    arrays = {"poses": poses, "joints3D": joints, "lengths": lengths, "y": np.array([0, 11, 3])}
+    np.savez(tmp_path / "h.npz", **arrays)
+    source = sources.open_motion(str(tmp_path / "h.npz"), max_frames=60)
+    assert source.kind == "rot6d" and source.motion_shape == (60, 150)
+    assert source.num_classes == 12 and source.class_names[11] == "throw"
+    # The third clip is longer than a window: three overlapping ones cover it.
+    assert source.labels.tolist() == [0, 11, 3, 3, 3] and set(source.lengths) == {60}
+    motion = source[0]["motion"]
+    np.testing.assert_array_equal(motion[30:], np.tile(motion[29], (30, 1)))
+    rows = motion.reshape(60, 25, 6)
+    want = rot.to_6d_rows(rot.to_matrix(rot.from_axis_angle(poses[:30].reshape(30, 24, 3))))
+    np.testing.assert_allclose(rows[:30, :24], want, atol=1e-6)
+    np.testing.assert_allclose(rows[:30, 24, :3], joints[:30, 0] - joints[0, 0], atol=1e-6)
+    assert (rows[:, 24, 3:] == 0).all() and (
+        source[2]["motion"].reshape(60, 25, 6)[0, 24] == 0
+    ).all()
+    with pytest.raises(UserError, match="need the SMPL body model"):
+        source.joints(0)
+    for change, message in (
+        ({"y": np.array([0, 12, 3])}, "y must be 0 to 11"),
+        ({"lengths": np.array([30, 60])}, "add up to other than the 190 frames"),
+        ({"joints3D": joints[:5]}, "joints3D is"),
+        ({"poses": poses[:, :70]}, "poses is"),
+        ({"poses": np.full_like(poses, np.nan)}, "not finite"),
+    ):
+        np.savez(tmp_path / "h.npz", **arrays | change)
+        with pytest.raises(UserError, match=message):
+            sources.open_motion(str(tmp_path / "h.npz"))
