@@ -41,18 +41,19 @@ def channels(joints: int) -> dict[str, slice]:
     return blocks
 
 
-def facing(joints: np.ndarray, skeleton: Skeleton, swapped: bool = False) -> np.ndarray:
-    """Returns the horizontal direction that the body faces, [N, J, 3] -> [N, 3], not normalised.
+def facing(joints: rot.Array, skeleton: Skeleton, swapped: bool = False) -> rot.Array:
+    """Returns the horizontal direction that the body faces, [..., J, 3] -> [..., 3], not
+    normalised. Works on NumPy and JAX arrays.
 
     Args:
       joints: positions.
       skeleton: whose `face` joints are used.
       swapped: with the two hips exchanged, as the published extraction has it by mistake.
     """
-    r_hip, l_hip, r_shoulder, l_shoulder = skeleton.face
-    hips = joints[:, r_hip] - joints[:, l_hip]
-    across = (-hips if swapped else hips) + joints[:, r_shoulder] - joints[:, l_shoulder]
-    return rot.cross(np.broadcast_to(UP, across.shape), rot.unit(across))
+    r_hip, l_hip, r_shoulder, l_shoulder = (joints[..., j, :] for j in skeleton.face)
+    hips = l_hip - r_hip if swapped else r_hip - l_hip
+    across = rot.unit(hips + r_shoulder - l_shoulder)
+    return rot.cross(np.broadcast_to(UP.astype(across.dtype), across.shape), across)
 
 
 def canonical(joints: np.ndarray, skeleton: Skeleton) -> np.ndarray:

@@ -191,8 +191,8 @@ def build(
         train = clips if split == "train" else list(items("train", mirror))
         if not train:
             raise UserError(f"{name}: the split 'train' is empty, so there are no statistics")
-        statistics = measure(clip for clip, *_ in train)
-    clips, names, labels, captions = zip(*clips, strict=True)
+        statistics = measure(clip[len(clip) - new :] for clip, *_, new in train)
+    clips, names, labels, captions, _ = zip(*clips, strict=True)
     return MotionSource(
         clips=clips,
         lengths=np.array([len(clip) for clip in clips]),
@@ -209,7 +209,8 @@ def build(
 
 
 def _items(take: Take, joints, skeleton, fps, max_frames, min_frames, how: dict):
-    """Yields (features, name, label, captions) of each clip that a take gives."""
+    """Yields (features, name, label, captions, new) of each clip that a take gives; its last `new`
+    frames are in no clip before it."""
     if len(joints) <= min_frames:
         return
     rows = features.extract(joints, skeleton, **how)
@@ -221,9 +222,11 @@ def _items(take: Take, joints, skeleton, fps, max_frames, min_frames, how: dict)
     if len(parts) > 1 and not whole:
         parts = parts[1:]
     for first, last, texts in parts:
+        seen = 0
         for a, b in windows(last - first, max_frames):
             if b - a >= min_frames:
-                yield rows[first + a : first + b], take.name, take.label, texts
+                yield rows[first + a : first + b], take.name, take.label, texts, b - max(a, seen)
+                seen = b
 
 
 def _mirrored(take: Take, classes: Sequence[str]) -> Take:

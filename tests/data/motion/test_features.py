@@ -93,6 +93,11 @@ def test_jax_recovers_as_numpy_does(walking):
         assert traced.shape == (2, *joints[1:].shape)
         np.testing.assert_allclose(traced[0], recover(found, skeleton), atol=1e-5)
         np.testing.assert_allclose(traced[0], features.canonical(joints, skeleton)[:-1], atol=2e-5)
+    faced = jax.jit(features.facing, static_argnums=1)(traced, skeleton)
+    assert faced.dtype == np.float32
+    np.testing.assert_allclose(
+        faced[0], features.facing(np.asarray(traced[0]), skeleton), atol=1e-6
+    )
 
 
 def test_padding_does_not_change_what_is_recovered(walking):

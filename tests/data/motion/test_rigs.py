@@ -78,7 +78,7 @@ def test_names_of_many_tools_are_understood(people, tool):
 
 
 def test_an_upper_arm_in_two_pieces_begins_at_the_first():
-    names = "root,upper_arm.L,upper_arm.L.001,forearm.L,forearm.L.001,hand.L".split(",")
+    names = ["root", "upper_arm.L", "upper_arm.L.001", "forearm.L", "forearm.L.001", "hand.L"]
     assert naming.find_shoulder([1, 2, 3, 4, 5], names, (-1, 0, 1, 2, 3, 4)) == 1
     assert naming.find_shoulder([1], ["root", "wing.L"], (-1, 0)) is None
 

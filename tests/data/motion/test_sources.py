@@ -149,6 +149,13 @@ def test_long_clips_are_cut_into_parts_that_cover_them(folder):
     assert len(source) == 4 and set(source.lengths) == {40}
 
 
+def test_statistics_count_each_frame_once(folder):
+    whole, cut = (sources.open_motion(str(folder), max_frames=n) for n in (100, 25))
+    assert len(cut) > 3 * len(whole)
+    np.testing.assert_allclose(cut.statistics.mean, whole.statistics.mean, atol=1e-6)
+    np.testing.assert_allclose(cut.statistics.std, whole.statistics.std, atol=1e-6)
+
+
 def test_the_walker_is_a_set():
     source = sources.open_motion("walker", "val", max_frames=60)
     check(source)
