@@ -17,15 +17,18 @@ mean squares, which by the triangle inequality bounds the error of the result to
 Dynamic programming finds the grid of K steps at which this sum is smallest.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from diffjax.core import samplers
-from diffjax.errors import UserError
-from diffjax.run.system import Problem
+from diffjax.errors import UserError, choose
+from diffjax.run import sampling
+from diffjax.run.system import Problem, System
 
 PROBES = 4
 
@@ -203,3 +206,76 @@ def _checked(cost: np.ndarray, count: int) -> np.ndarray:
     if not 1 <= count <= len(cost):
         raise UserError(f"--search {count}: must be from 1 to the {len(cost)} steps of --fine")
     return np.asarray(cost, np.float64)
+
+
+def search(
+    system: System,
+    params,
+    request,
+    counts: Sequence[int],
+    *,
+    condition: Callable,
+    num: int,
+    seed: int,
+    batch: int,
+    mesh: Mesh,
+    method: str = "dp",
+    eta: int = 0,
+    progress: bool = False,
+) -> list[dict]:
+    """Finds a grid of each count of steps for a system's request, ready for JSON.
+
+    Args:
+      system: one that has a `problem`.
+      params: what its `sample` takes.
+      request: its grid is the fine one.
+      counts: how many steps the grids shall have.
+      condition: index int [B] -> what sample number `index` is conditioned on.
+      num, seed: the samples that the search looks at; take a seed that nothing is judged with.
+      batch, mesh, progress: as in `sampling.collect`.
+      method: of `METHODS`.
+      eta: as in `Steps`.
+
+    Returns:
+      One a count: {"steps", "grid": its times, "cost": what the search made small, "error": root
+      mean square difference from the result of all fine steps, measured; "even": the same three of
+      the evenly spaced part of the fine grid}.
+
+    Raises:
+      UserError: a system without a `problem`, more steps than the fine grid has.
+    """
+    if system.problem is None:
+        raise UserError("--search: this system gives no problem to search a grid for")
+    find, told = choose(method, METHODS, "--search_by"), {}
+
+    def squares(params, keys, condition, request):
+        problem = system.problem(params, keys, condition, request)
+        told["grid"] = np.asarray(problem.grid, np.float64)  # known where this is traced
+        return jump_costs(problem, eta, jax.random.key(seed))
+
+    def measured(params, keys, condition, request):
+        return errors(system.problem(params, keys, condition, request), eta, kept)
+
+    def mean(draw):
+        found = sampling.collect(
+            system, params, request, num=num, seed=seed, batch=batch, mesh=mesh,
+            condition=condition, run=sampling.sampler(system, request, mesh, draw),
+            progress=progress,
+        )  # fmt: skip
+        return np.asarray(found, np.float64).mean(0)
+
+    cost = np.sqrt(mean(squares))
+    fine = told["grid"]
+    paths = [p for n in counts for p in (find(cost, n), even(len(cost), n))]
+    kept = np.stack([mask(path, len(cost)) for path in paths])
+    error = np.sqrt(mean(measured))
+    about = [
+        {
+            "grid": fine[path].tolist(),
+            "cost": float(sum(cost[i, j] for i, j in itertools.pairwise(path))),
+            "error": float(e),
+        }
+        for path, e in zip(paths, error)
+    ]
+    pairs = zip(counts, about[::2], about[1::2], strict=True)
+    return [{"steps": int(n), **found, "even": spread} for n, found, spread in pairs]

@@ -80,8 +80,7 @@ def test_costs_are_the_closed_form(name):
     now = process.at(grid)
     shrink = now.alpha * STD**2 / (now.alpha**2 * STD**2 + now.sigma**2)
     factor = lambda i, j: (
-        now.alpha[j] * shrink[i]
-        + now.sigma[j] / now.sigma[i] * (1 - now.alpha[i] * shrink[i])
+        now.alpha[j] * shrink[i] + now.sigma[j] / now.sigma[i] * (1 - now.alpha[i] * shrink[i])
     )
     whole = lambda i, j: np.prod([factor(k, k + 1) for k in range(i, j)])
     scale = np.mean(np.float64(problem.x) ** 2, 1)
@@ -104,7 +103,15 @@ def test_the_found_grid_is_the_best_of_all(name, eta):
     kept = np.stack([grid_search.mask(p, 12) for p in paths])
     error = np.sqrt(np.asarray(grid_search.errors(problem, eta, kept)).mean(0))
     of = lambda path: error[next(i for i, p in enumerate(paths) if np.array_equal(p, path))]
-    print(name, eta, found, of(found), paths[error.argmin()], error.min(), of(grid_search.even(12, count)))
+    print(
+        name,
+        eta,
+        found,
+        of(found),
+        paths[error.argmin()],
+        error.min(),
+        of(grid_search.even(12, count)),
+    )
     assert of(found) <= (1.02 if not eta else 1.25) * error.min()
     assert of(found) < of(grid_search.even(12, count))
 
