@@ -60,6 +60,9 @@ def main(argv: list[str]) -> int:
     system = runs[0].system
     opened = lambda split: open_source(args.ref, split) if args.ref else system.data(split)
     source = opened(args.split)
+    for arm in [*arms, begin]:
+        if own_grid.read(str(arm.fields.get("grid", getattr(request, "grid", "")))) is not None:
+            raise UserError("--grid with levels of one's own decides the steps: name a schedule")
     for arm in arms:  # refused before the first sample, not after the last
         system.condition_like(arm.request, source, np.arange(1))
     against[0].system.condition_like(begin.request, source, np.arange(1))

@@ -27,7 +27,7 @@ def test_of_a_mean_it_is_student_s_t():
 
 def test_coverage():
     # A difference of KIDs on shared noise, against the mean over many draws.
-    random, n = np.random.default_rng(0), 128
+    random, n = np.random.default_rng(0), 64
     real = random.normal(size=(400, 3))
 
     def draw():
@@ -37,7 +37,7 @@ def test_coverage():
         return lambda keep: a(keep) - b(keep)
 
     every = np.ones(n, bool)
-    truth = np.mean([draw()(every) for _ in range(400)])
+    truth = np.mean([draw()(every) for _ in range(300)])
     found = [intervals.jackknife(draw(), n) for _ in range(120)]
     covered = np.mean([one["low"] < truth < one["high"] for one in found])
     assert 0.87 < covered <= 1, covered
