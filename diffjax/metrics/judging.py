@@ -63,21 +63,36 @@ def of_images(source, metric: str, net: str, *, limit: int = 50_000, sharding=No
         floor = lambda n: float(np.std([part.mean() for part in parts(n)], ddof=1))
         return Judge(made.name, made.version, sign, lambda o: _share(right(**_named(o))), floor)
     output = report.METRICS[metric].output
-    real = see(images, output)
+    real, seen = see(images, output), lambda outputs: see(outputs["image"], output)
+    return of_features(metric, real, seen, made.name, made.version)
 
-    def score(outputs: dict) -> Statistic:
-        x = see(outputs["image"], output)
+
+def of_features(metric: str, real, see: Callable, name: str, version: str = "") -> Judge:
+    """Returns a `Judge` that compares features, whatever they are of.
+
+    Args:
+      metric: one of `report.METRICS`.
+      real: features of the real examples [m, d].
+      see: outputs of a system's `sample` -> their features [n, d].
+      name, version: of what made the features.
+
+    Raises:
+      UserError: another metric.
+    """
+    choose(metric, report.METRICS, "metric")
+
+    def score(outputs) -> Statistic:
+        x = see(outputs)
         return kid.Kernels(x, real) if metric == "kid" else _parts(metric, real, x)
 
     def floor(n: int) -> float:
         if metric == "kid":
             return kid.floor_spread(real, n)
         n = min(n, len(real) // 2)
-        orders = [order[: 2 * n] for order in _orders(len(real), 2 * n)]
-        scores = [_score(metric, real[o[:n]], real[o[n:]]) for o in orders]
-        return float(np.std(scores, ddof=1))
+        orders = _orders(len(real), 2 * n)
+        return float(np.std([_score(metric, real[o[:n]], real[o[n:]]) for o in orders], ddof=1))
 
-    return Judge(made.name, made.version, sign, score, floor)
+    return Judge(name, version, SIGN[metric], score, floor)
 
 
 def of_scorer(score: Callable, metric: str, net: str) -> Judge:
