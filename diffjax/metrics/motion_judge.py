@@ -28,8 +28,9 @@ from diffjax.nets.motion_classifier import MotionClassifier
 from diffjax.weights import trees
 
 MAX_BLUR = 4.0  # frames, standard deviation
-MAX_NOISE = 0.5  # standard deviations of each number
+MAX_NOISE = 1.0  # of each number's change from frame to frame, in standard deviations
 SPOILED = 2.0  # frames: how much smoothing the judge must see
+AMOUNTS = 4.0  # weight of how much a clip was spoiled, beside one of each head
 KEY = "motion_judge"  # in the file's metadata
 LARGEST = 4096  # of what a file may ask for
 
@@ -39,7 +40,8 @@ class MotionJudge(NamedTuple):
 
     Attributes:
       module: the network. params: its weights.
-      mean, std: float32 [D], what clips are standardised with.
+      mean: float32 [D], std: float32 [3, D]: of the numbers, and of their first and second
+        differences in time: what clips are standardised with.
       heads: {what is classified: names of its classes}, in the network's order.
       version: the first 16 digits of its file's SHA-256; "" before it is saved.
     """
@@ -80,15 +82,32 @@ def smoothed(x: jax.Array, mask: jax.Array, sigma) -> jax.Array:
     return kernel @ x * mask[:, None]
 
 
-def augment(key: jax.Array, x: jax.Array, mask: jax.Array, exponent: float = 2.0):
-    """One standardised clip [N, D] -> (spoiled or not, its blur and noise in [0, 1], float32 [2]).
+def inputs(x: jax.Array, mask: jax.Array, std: jax.Array) -> jax.Array:
+    """What the network is given of a clip [N, D]: [N, 3 D], about unit variance, 0 outside.
 
-    exponent: above 1, small amounts are frequent, and reported as if they were not small.
+    The numbers, and their first and second differences: how smooth a clip is can hardly be seen in
+    positions, which differ far more from pose to pose.
+
+    Args:
+      x: less the mean; mask: bool [N]; std: [3, D].
+    """
+    parts, inside, x = [x / std[0]], mask, x
+    for scale in std[1:]:
+        inside = inside & jnp.roll(inside, 1).at[0].set(False)
+        x = (x - jnp.roll(x, 1, 0)) * inside[:, None]
+        parts.append(x / scale)
+    return jnp.concatenate(parts, -1) * mask[:, None]
+
+
+def augment(key: jax.Array, x: jax.Array, mask: jax.Array, std: jax.Array, exponent: float = 2.0):
+    """One clip [N, D] less its mean -> (spoiled or not, its blur and noise in [0, 1], float32 [2]).
+
+    std: [3, D]. exponent: above 1, small amounts are frequent, and reported as if they were not.
     """
     keys = jax.random.split(key, 3)
     amount = jax.random.uniform(keys[0], (2,)) * jax.random.bernoulli(keys[1], 0.5, (2,))
     blur, noise = amount**exponent * jnp.array([MAX_BLUR, MAX_NOISE])
-    x = smoothed(x, mask, blur) + noise * jax.random.normal(keys[2], x.shape)
+    x = smoothed(x, mask, blur) + noise * std[1] * jax.random.normal(keys[2], x.shape)
     return x * mask[:, None], amount
 
 
@@ -106,7 +125,7 @@ def train(
     features: int = 64,
     progress: bool = False,
 ) -> MotionJudge:
-    """Trains a judge: cross-entropy of each head + 4 times the squared error of the amounts.
+    """Trains a judge: cross-entropy of each head + AMOUNTS times the squared error of the amounts.
 
     AdamW with a cosine; batches and noise depend on the seed and the step alone.
 
@@ -123,16 +142,14 @@ def train(
     clips, lengths = np.asarray(clips, np.float32), np.asarray(lengths)
     _check(clips, lengths, labels, heads)
     mask = masks(lengths, clips.shape[1])
-    frames = clips[mask]
-    mean, std = frames.mean(0), frames.std(0)
-    std = np.where(std > 1e-6, std, 1).astype(np.float32)
+    mean, std = _moments(clips, mask)
     module = MotionClassifier(tuple(len(names) for names in heads.values()), width, features)
-    x = jnp.asarray(np.where(mask[..., None], (clips - mean) / std, 0))  # padding may be anything
+    x = jnp.asarray(np.where(mask[..., None], clips - mean, 0))  # padding may be anything
     mask = jnp.asarray(mask)
     wanted = [jnp.asarray(labels[name], jnp.int32) for name in heads]
     init_key, head_key, step_key = jax.random.split(jax.random.key(seed), 3)
     params = {
-        "net": module.init(init_key, x[:1], mask[:1])["params"],
+        "net": module.init(init_key, jnp.zeros((1, 1, std.size)), mask[:1, :1])["params"],
         "amounts": jax.random.normal(head_key, (features, 2)) / features**0.5,
         "bias": jnp.zeros(2),
     }
@@ -144,14 +161,16 @@ def train(
         out = module.apply({"params": params["net"]}, x, mask)
         classes = sum(entropy(a, b) for a, b in zip(out.logits, wanted, strict=True))
         told = out.features @ params["amounts"] + params["bias"]
-        return jnp.mean(classes + 4 * jnp.mean((told - amounts) ** 2, -1))
+        return jnp.mean(classes + AMOUNTS * jnp.mean((told - amounts) ** 2, -1))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state, i):
         pick, change = jax.random.split(jax.random.fold_in(step_key, i))
         rows = jax.random.randint(pick, (batch,), 0, len(x))
         keys = jax.random.split(change, batch)
-        given, amounts = jax.vmap(augment, (0, 0, 0, None))(keys, x[rows], mask[rows], exponent)
+        spoil = jax.vmap(functools.partial(augment, std=std, exponent=exponent))
+        given, amounts = spoil(keys, x[rows], mask[rows])
+        given = jax.vmap(functools.partial(inputs, std=std))(given, mask[rows])
         value, grads = jax.value_and_grad(loss)(
             params, given, mask[rows], [w[rows] for w in wanted], amounts
         )
@@ -165,6 +184,16 @@ def train(
             if i % 50 == 0:
                 bar.set_postfix(loss=f"{value:.3f}")
     return MotionJudge(module, jax.device_get(params["net"]), mean, std, dict(heads))
+
+
+def _moments(clips, mask) -> tuple[np.ndarray, np.ndarray]:
+    """(mean [D], std [3, D]) over the clips' own frames."""
+    found, x, inside = [], clips, mask
+    for _ in range(3):
+        std = x[inside].std(0) if inside.any() else np.zeros(x.shape[-1])
+        found.append(np.where(std > 1e-6, std, 1))
+        x, inside = np.diff(x, axis=1), inside[:, 1:] & inside[:, :-1]
+    return clips[mask].mean(0), np.stack(found).astype(np.float32)
 
 
 def _check(clips, lengths, labels, heads) -> None:
@@ -193,11 +222,11 @@ def see(judge: MotionJudge, clips, lengths, batch: int = 256) -> Seen:
     for start in range(0, len(clips), batch):
         part, size = clips[start : start + batch], lengths[start : start + batch]
         short = batch - len(part)
-        part = np.pad((part - judge.mean) / judge.std, ((0, short), (0, 0), (0, 0)))
+        part = np.pad(part - judge.mean, ((0, short), (0, 0), (0, 0)))
         mask = masks(np.pad(size, (0, short)), clips.shape[1])
         part = np.where(mask[..., None], part, 0)
         with jax.default_matmul_precision("highest"):
-            found = jax.device_get(run(judge.params, part, mask))
+            found = jax.device_get(run(judge.params, part, mask, judge.std))
         parts.append(jax.tree.map(lambda a, n=len(size): a[:n], found))
     logits, features = jax.tree.map(lambda *a: np.concatenate(a), *parts)
     return Seen(features, dict(zip(judge.heads, logits, strict=True)))
@@ -205,7 +234,11 @@ def see(judge: MotionJudge, clips, lengths, batch: int = 256) -> Seen:
 
 @functools.lru_cache(maxsize=8)
 def _compiled(module: MotionClassifier) -> Callable:
-    return jax.jit(lambda params, x, mask: module.apply({"params": params}, x, mask))
+    def run(params, x, mask, std):
+        x = jax.vmap(inputs, (0, 0, None))(x, mask, std)
+        return module.apply({"params": params}, x, mask)
+
+    return jax.jit(run)
 
 
 def scored(judge: MotionJudge, metric: str, clips, lengths, arrays: Callable) -> judging.Judge:
@@ -281,10 +314,10 @@ def load(path: Path) -> MotionJudge:
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a judge of motion ({error!r})") from error
     module = MotionClassifier(tuple(map(len, heads.values())), width, features)
-    empty = jnp.zeros((1, 1, numbers)), jnp.ones((1, 1), bool)
+    empty = jnp.zeros((1, 1, 3 * numbers)), jnp.ones((1, 1), bool)
     net = jax.eval_shape(module.init, jax.random.key(0), *empty)["params"]
-    row = jax.ShapeDtypeStruct((numbers,), jnp.float32)
-    tree = trees.fit(flat, {"net": net, "mean": row, "std": row}, str(path))
+    row = lambda *shape: jax.ShapeDtypeStruct((*shape, numbers), jnp.float32)
+    tree = trees.fit(flat, {"net": net, "mean": row(), "std": row(3)}, str(path))
     return MotionJudge(module, tree["net"], tree["mean"], tree["std"], heads, _hash(path))
 
 

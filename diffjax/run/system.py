@@ -31,7 +31,7 @@ class Start:
 
 
 class Problem(NamedTuple):
-    """What a request sets its sampler to: the arguments of every sampler in `core.samplers`.
+    """What a request sets its sampler to.
 
     Attributes:
       denoise: (x, t) -> x0, with weights, condition and guidance in it; t a scalar.
@@ -39,6 +39,7 @@ class Problem(NamedTuple):
       grid: [N + 1] NumPy float64, the times that the request asks for.
       x: [B, ...] at grid[0].
       noise: k -> the k-th draw, of x's shape.
+      mask: what of x is the sample and not padding, broadcasting against x; None: all.
     """
 
     denoise: Callable
@@ -46,6 +47,12 @@ class Problem(NamedTuple):
     grid: np.ndarray
     x: Any
     noise: Callable
+    mask: Any = None
+
+    @property
+    def arguments(self) -> tuple:
+        """What every sampler of the core takes: (denoise, process, grid, x, noise)."""
+        return self[:5]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -99,9 +99,10 @@ def jump_costs(problem: Problem, eta: int, key, probes: int = PROBES) -> jax.Arr
         _, pull = jax.vjp(lambda x: whole(x, row), x)
         return jax.vmap(lambda u: pull(u)[0])(u), u
 
-    v = jax.random.rademacher(key, (probes, *x.shape), x.dtype)
+    counted, size = _counted(problem)
+    v = jax.random.rademacher(key, (probes, *x.shape), x.dtype) * counted
     _, us = jax.lax.scan(backward, v, (xs, steps.rows), reverse=True)  # [N, probes, B, ...]
-    size, axes = x[0].size, tuple(range(2, x.ndim + 1))
+    axes = tuple(range(2, x.ndim + 1))
 
     def jumps_from(i):
         def go(y, given):
@@ -139,9 +140,18 @@ def errors(problem: Problem, eta: int, kept: np.ndarray) -> jax.Array:
         return jax.lax.scan(step, (x, jnp.zeros_like(x)), (steps.rows, keep))[0][0]
 
     exact = sample(jnp.ones(len(problem.grid) - 1, bool))
+    counted, size = _counted(problem)
     axes = tuple(range(1, x.ndim))
-    error = lambda keep: jnp.mean((sample(keep) - exact) ** 2, axes)
+    error = lambda keep: jnp.sum(counted * (sample(keep) - exact) ** 2, axes) / size
     return jnp.moveaxis(jax.lax.map(error, jnp.asarray(kept)), 0, -1).astype(jnp.float32)
+
+
+def _counted(problem: Problem) -> tuple[jax.Array, jax.Array]:
+    """(1 where x counts and 0 in padding, of x's shape; how many numbers of each sample count)."""
+    x = jnp.asarray(problem.x)
+    mask = jnp.ones_like(x) if problem.mask is None else jnp.broadcast_to(problem.mask, x.shape)
+    mask = mask.astype(x.dtype)
+    return mask, jnp.maximum(jnp.sum(mask, tuple(range(1, x.ndim))), 1)
 
 
 def dynamic_programming(cost: np.ndarray, count: int) -> np.ndarray:

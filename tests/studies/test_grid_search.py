@@ -42,7 +42,7 @@ def test_all_steps_are_the_sampler_and_jumps_are_its_steps(name, eta):
         row = jax.tree.map(lambda a: a[k], steps.rows)  # noqa: B023
         x = steps.move(x, steps.denoise(x, row), row)
     delta = samplers.posterior(float(eta))
-    want = samplers.ddim(*problem, delta=delta)
+    want = samplers.ddim(*problem.arguments, delta=delta)
     np.testing.assert_allclose(x, want, atol=1e-5)
     # A deterministic jump is one step of DDIM: leaving times out is a coarser grid.
     if not eta:
@@ -103,17 +103,26 @@ def test_the_found_grid_is_the_best_of_all(name, eta):
     kept = np.stack([grid_search.mask(p, 12) for p in paths])
     error = np.sqrt(np.asarray(grid_search.errors(problem, eta, kept)).mean(0))
     of = lambda path: error[next(i for i, p in enumerate(paths) if np.array_equal(p, path))]
-    print(
-        name,
-        eta,
-        found,
-        of(found),
-        paths[error.argmin()],
-        error.min(),
-        of(grid_search.even(12, count)),
-    )
     assert of(found) <= (1.02 if not eta else 1.25) * error.min()
     assert of(found) < of(grid_search.even(12, count))
+
+
+def test_padding_does_not_count():
+    # Numbers that are no part of the sample, and of any size, change neither costs nor errors.
+    problem, key = gaussian("edm", batch=3, width=2), jax.random.key(0)
+    wild = 1e3 * jnp.ones((3, 2))
+    padded = problem._replace(
+        x=jnp.concatenate([problem.x, wild], 1),
+        noise=lambda k: jnp.concatenate([problem.noise(k), wild], 1),
+        mask=np.arange(4)[None] < 2,
+    )
+    kept = grid_search.mask(np.array([0, 4, 8, 12]), 12)[None]
+    np.testing.assert_allclose(
+        grid_search.errors(padded, 0, kept), grid_search.errors(problem, 0, kept), rtol=1e-5
+    )
+    # Probes differ in number, so costs agree as means over many.
+    costs = [grid_search.jump_costs(p, 0, key, probes=500)[:, 2, 7] for p in (padded, problem)]
+    np.testing.assert_allclose(*costs, rtol=0.2)
 
 
 def test_dynamic_programming_is_the_best_sum():

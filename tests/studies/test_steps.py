@@ -45,7 +45,7 @@ def gaussian() -> System:
 
     def draw(params, keys, cond, request):
         given = problem(params, keys, cond, request)
-        return {"x": samplers.ddim(*given, delta=samplers.posterior(request.eta))}
+        return {"x": samplers.ddim(*given.arguments, delta=samplers.posterior(request.eta))}
 
     def evaluate(source, metrics, net, **_):
         real = frechet.moments(source)

@@ -141,15 +141,15 @@ def solve(request: Request, problem: Problem, hat):
     hat: of `noise_levels`.
     """
     if request.sampler == "ddim":
-        return samplers.ddim(*problem, delta=samplers.posterior(request.eta))
+        return samplers.ddim(*problem.arguments, delta=samplers.posterior(request.eta))
     if request.sampler == "ancestral":
-        return samplers.ddim(*problem, delta=samplers.posterior(1.0))
+        return samplers.ddim(*problem.arguments, delta=samplers.posterior(1.0))
     if request.sampler == "relay":  # heun with a share of new noise at every level
-        return samplers.relay(*problem, eta=request.eta)
+        return samplers.relay(*problem.arguments, eta=request.eta)
     if request.sampler in ("dpmpp", "dpmpp_sde"):
         eta = 1.0 if request.sampler == "dpmpp_sde" else request.eta
-        return samplers.dpmpp(*problem, eta=eta)
+        return samplers.dpmpp(*problem.arguments, eta=eta)
     if request.sampler == "unipc":
-        return samplers.unipc(*problem[:4])
+        return samplers.unipc(*problem.arguments)
     order = 2 if request.sampler == "heun" else 1
-    return samplers.ode(*problem, hat=hat, s_noise=request.s_noise, order=order)
+    return samplers.ode(*problem.arguments, hat=hat, s_noise=request.s_noise, order=order)

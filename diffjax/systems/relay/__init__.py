@@ -154,7 +154,7 @@ def make(config, assets: dict | None = None) -> System:
 
     def pixels(params, keys, given, request: Request):
         how = {"eta": request.eta, "second_order": request.second_order}
-        return samplers.relay(*problem(params, keys, given, request), **how)
+        return samplers.relay(*problem(params, keys, given, request).arguments, **how)
 
     def sample(params, keys, given, request: Request):
         image = images.to_uint8(pixels(params, keys, given, request))
