@@ -15,6 +15,10 @@ teacher's remaining steps, whose square is the mean of (u_j . e)^2 over u_j = J_
 signs v: one run of the teacher backwards a probe. The cost of a grid is the sum of its jumps' root
 mean squares, which by the triangle inequality bounds the error of the result to first order.
 Dynamic programming finds the grid of K steps at which this sum is smallest.
+
+First order is not enough where jumps are long and the network bends: so the grid that was found,
+or the even one if it is better, is then improved by moving one time after another, with the error
+measured and not estimated.
 """
 
 import itertools
@@ -24,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from diffjax.core import samplers
 from diffjax.errors import UserError, choose
@@ -31,6 +36,7 @@ from diffjax.run import sampling
 from diffjax.run.system import Problem, System
 
 PROBES = 4
+AT_ONCE = 16  # grids that one call measures
 
 
 class Steps:
@@ -205,6 +211,39 @@ def even(fine: int, count: int) -> np.ndarray:
 METHODS: dict[str, Callable] = {"dp": dynamic_programming, "greedy": greedy}
 
 
+def moves(path: np.ndarray) -> list[np.ndarray]:
+    """All paths in which one time of `path` is moved, by 1, 2, 4, ... either way, as far as the
+    times beside it; first and last stay."""
+    found = []
+    for at in range(1, len(path) - 1):
+        for sign in (-1, 1):
+            by = 1
+            while path[at - 1] < path[at] + sign * by < path[at + 1]:
+                moved = path.copy()
+                moved[at] += sign * by
+                found.append(moved)
+                by *= 2
+    return found
+
+
+def descend(measure: Callable, starts: Sequence[np.ndarray], rounds: int):
+    """Returns (path, its error): from the best start, always the best move while one is better.
+
+    Args:
+      measure: paths -> their errors [len(paths)].
+      rounds: at most so many moves.
+    """
+    errors = measure(starts)
+    path, error = starts[int(np.argmin(errors))], float(np.min(errors))
+    for _ in range(rounds):
+        around = moves(path)
+        errors = measure(around) if around else np.array([np.inf])
+        if not errors.min() < error:
+            break
+        path, error = around[int(np.argmin(errors))], float(errors.min())
+    return path, error
+
+
 def mask(path: np.ndarray, fine: int) -> np.ndarray:
     """bool [fine]: the steps of the fine grid at which a path evaluates the network."""
     kept = np.zeros(fine, bool)
@@ -231,6 +270,7 @@ def search(
     mesh: Mesh,
     method: str = "dp",
     eta: int = 0,
+    rounds: int = 20,
     progress: bool = False,
 ) -> list[dict]:
     """Finds a grid of each count of steps for a system's request, ready for JSON.
@@ -242,14 +282,15 @@ def search(
       counts: how many steps the grids shall have.
       condition: index int [B] -> what sample number `index` is conditioned on.
       num, seed: the samples that the search looks at; take a seed that nothing is judged with.
-      batch, mesh, progress: as in `sampling.collect`.
+      batch, mesh: as in `sampling.collect`. progress: whether to show a bar.
       method: of `METHODS`.
       eta: as in `Steps`.
+      rounds: of `descend`; 0: the better of what the method finds and of the even grid.
 
     Returns:
-      One a count: {"steps", "grid": its times, "cost": what the search made small, "error": root
-      mean square difference from the result of all fine steps, measured; "even": the same three of
-      the evenly spaced part of the fine grid}.
+      One a count: {"steps", "grid": its times, "cost": its sum, "error": root mean square
+      difference from the result of all fine steps, measured; "first", "even": the same three of
+      what the method found before it was improved, and of the evenly spaced part of the fine grid}.
 
     Raises:
       UserError: a system without a `problem`, more steps than the fine grid has.
@@ -263,29 +304,39 @@ def search(
         told["grid"] = np.asarray(problem.grid, np.float64)  # known where this is traced
         return jump_costs(problem, eta, jax.random.key(seed))
 
-    def measured(params, keys, condition, request):
+    def measured(given, keys, condition, request):
+        params, kept = given
         return errors(system.problem(params, keys, condition, request), eta, kept)
 
     def mean(draw):
-        found = sampling.collect(
-            system, params, request, num=num, seed=seed, batch=batch, mesh=mesh,
-            condition=condition, run=sampling.sampler(system, request, mesh, draw),
-            progress=progress,
-        )  # fmt: skip
-        return np.asarray(found, np.float64).mean(0)
+        run = sampling.sampler(system, request, mesh, draw)
 
-    cost = np.sqrt(mean(squares))
-    fine = told["grid"]
-    paths = [p for n in counts for p in (find(cost, n), even(len(cost), n))]
-    kept = np.stack([mask(path, len(cost)) for path in paths])
-    error = np.sqrt(mean(measured))
-    about = [
-        {
-            "grid": fine[path].tolist(),
-            "cost": float(sum(cost[i, j] for i, j in itertools.pairwise(path))),
-            "error": float(e),
-        }
-        for path, e in zip(paths, error)
-    ]
-    pairs = zip(counts, about[::2], about[1::2], strict=True)
-    return [{"steps": int(n), **found, "even": spread} for n, found, spread in pairs]
+        def of(params):
+            found = sampling.collect(
+                system, params, request, num=num, seed=seed, batch=batch, mesh=mesh,
+                condition=condition, run=run,
+            )  # fmt: skip
+            return np.asarray(found, np.float64).mean(0)
+
+        return of
+
+    cost, squared = np.sqrt(mean(squares)(params)), mean(measured)
+    fine, size = told["grid"], len(cost)
+
+    def measure(paths):
+        kept = np.stack([mask(path, size) for path in paths])
+        kept = np.pad(kept, ((0, -len(kept) % AT_ONCE), (0, 0)), mode="edge")
+        parts = [squared((params, jnp.asarray(k))) for k in kept.reshape(-1, AT_ONCE, size)]
+        return np.sqrt(np.concatenate(parts))[: len(paths)]
+
+    def told_of(path, error):
+        total = float(sum(cost[i, j] for i, j in itertools.pairwise(path)))
+        return {"grid": fine[path].tolist(), "cost": total, "error": float(error)}
+
+    results = []
+    for count in tqdm(counts, desc="grids", disable=None if progress else True):
+        starts = [find(cost, count), even(size, count)]
+        first, spread = (told_of(p, e) for p, e in zip(starts, measure(starts)))
+        best = told_of(*descend(measure, starts, rounds))
+        results.append({"steps": int(count), **best, "first": first, "even": spread})
+    return results

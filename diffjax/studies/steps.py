@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
             dataclasses.replace(request, **arms[0].fields, steps=args.fine), searched,
             condition=_like(system, request, opened(args.search_split or args.split)),
             num=args.search_num, seed=(args.seed + 1) % 2**32, batch=args.batch, mesh=mesh,
-            method=args.search_by, eta=args.search_eta, progress=True,
+            method=args.search_by, eta=args.search_eta, rounds=args.search_rounds, progress=True,
         )  # fmt: skip
         arms += _grid_arms(request, arms[0].fields, found)
     how = {"num": args.num, "seed": args.seed, "batch": args.batch, "mesh": mesh}
@@ -118,6 +118,7 @@ def _parser() -> cli.Parser:
     add("--search", default="", help="step counts to search grids of, comma-separated")
     add("--search_by", default="dp", help="dp (dynamic programming) or greedy")
     add("--search_eta", type=int, default=0, help="0: for ddim; 1: for ancestral sampling")
+    add("--search_rounds", type=int, default=20, help="how many moves may improve what it finds")
     add("--search_num", type=cli.positive, default=32, help="samples that the search looks at")
     add("--search_split", default="", help="the split that it takes conditions of; empty: --split")
     add("--fine", type=cli.positive, default=64, help="steps of the grid that it chooses from")

@@ -140,6 +140,25 @@ def test_dynamic_programming_is_the_best_sum():
     assert set(grid_search.greedy(cost, 3)) <= set(grid_search.greedy(cost, 5))
 
 
+def test_moves_lead_to_the_best_of_all():
+    # A bowl over paths with its bottom at [0, 2, 9, 11, 16], one that no move of one can miss.
+    bottom = np.array([0, 2, 9, 11, 16])
+    seen = []
+
+    def measure(paths):
+        seen.extend(paths)
+        return np.array([np.sum((p - bottom) ** 2) for p in paths], float)
+
+    starts = [grid_search.even(16, 4), np.array([0, 1, 2, 3, 16])]
+    path, error = grid_search.descend(measure, starts, 20)
+    assert path.tolist() == bottom.tolist() and error == 0
+    assert all(np.all(np.diff(p) > 0) and (p[0], p[-1]) == (0, 16) for p in seen)
+    path, error = grid_search.descend(measure, starts, 0)
+    assert path.tolist() == [0, 4, 8, 12, 16]
+    one_step, _ = grid_search.descend(lambda p: np.ones(len(p)), [np.array([0, 16])], 5)
+    assert one_step.tolist() == [0, 16]  # nothing can be moved
+
+
 def test_even():
     assert grid_search.even(12, 4).tolist() == [0, 3, 6, 9, 12]
     assert grid_search.even(10, 3).tolist() == [0, 3, 7, 10]
