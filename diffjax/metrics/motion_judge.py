@@ -30,7 +30,6 @@ from diffjax.weights import trees
 MAX_BLUR = 4.0  # frames, standard deviation
 MAX_NOISE = 1.0  # of each number's change from frame to frame, in standard deviations
 SPOILED = 2.0  # frames: how much smoothing the judge must see
-AMOUNTS = 4.0  # weight of how much a clip was spoiled, beside one of each head
 KEY = "motion_judge"  # in the file's metadata
 LARGEST = 4096  # of what a file may ask for
 
@@ -117,15 +116,16 @@ def train(
     labels: dict[str, np.ndarray],
     heads: dict[str, tuple[str, ...]],
     *,
-    steps: int = 2000,
+    steps: int = 3000,
     batch: int = 64,
     seed: int = 0,
     exponent: float = 2.0,
+    amounts_weight: float = 100.0,
     width: int = 96,
     features: int = 64,
     progress: bool = False,
 ) -> MotionJudge:
-    """Trains a judge: cross-entropy of each head + AMOUNTS times the squared error of the amounts.
+    """Trains a judge: cross-entropies + weighted squared error of the amounts.
 
     AdamW with a cosine; batches and noise depend on the seed and the step alone.
 
@@ -133,6 +133,8 @@ def train(
       clips: float [n, N, D], in the units of the data; lengths: int [n], frames that count.
       labels: {head: int [n]}. heads: {head: names of its classes}.
       exponent: as in `augment`.
+      amounts_weight: of how much a clip was spoiled, beside 1 for each head: more makes a judge
+        that sees spoiled clips better and tells classes apart worse. Try it with `trial`.
       width, features: of the network.
       progress: whether to show a bar.
 
@@ -161,7 +163,7 @@ def train(
         out = module.apply({"params": params["net"]}, x, mask)
         classes = sum(entropy(a, b) for a, b in zip(out.logits, wanted, strict=True))
         told = out.features @ params["amounts"] + params["bias"]
-        return jnp.mean(classes + AMOUNTS * jnp.mean((told - amounts) ** 2, -1))
+        return jnp.mean(classes + amounts_weight * jnp.mean((told - amounts) ** 2, -1))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state, i):
