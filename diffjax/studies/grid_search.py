@@ -32,11 +32,12 @@ from tqdm import tqdm
 
 from diffjax.core import samplers
 from diffjax.errors import UserError, choose
+from diffjax.run import mesh as meshes
 from diffjax.run import sampling
 from diffjax.run.system import Problem, System
 
 PROBES = 4
-AT_ONCE = 16  # grids that one call measures
+AT_ONCE = 8  # grids that one call measures
 
 
 class Steps:
@@ -125,10 +126,8 @@ def jump_costs(problem: Problem, eta: int, key, probes: int = PROBES) -> jax.Arr
     return jnp.pad(costs, ((0, 0), (0, 0), (1, 0))).astype(jnp.float32)
 
 
-def errors(problem: Problem, eta: int, kept: np.ndarray) -> jax.Array:
-    """Mean squared difference from the teacher's result, for several grids: float32 [B, M].
-
-    What `jump_costs` estimates, measured: each grid is sampled from the same start and noises.
+def results(problem: Problem, eta: int, kept) -> jax.Array:
+    """What each of several grids ends with, from the same start and noises: [M, B, ...].
 
     Args:
       problem, eta: as in `jump_costs`.
@@ -145,11 +144,23 @@ def errors(problem: Problem, eta: int, kept: np.ndarray) -> jax.Array:
 
         return jax.lax.scan(step, (x, jnp.zeros_like(x)), (steps.rows, keep))[0][0]
 
-    exact = sample(jnp.ones(len(problem.grid) - 1, bool))
+    return jax.lax.map(sample, jnp.asarray(kept))
+
+
+def errors(problem: Problem, eta: int, kept, exact=None) -> jax.Array:
+    """Mean squared difference from the teacher's result, for several grids: float32 [B, M].
+
+    What `jump_costs` estimates, measured.
+
+    Args:
+      problem, eta, kept: as in `results`.
+      exact: the teacher's result [B, ...], where it is known.
+    """
+    if exact is None:
+        exact = results(problem, eta, np.ones((1, len(problem.grid) - 1), bool))[0]
     counted, size = _counted(problem)
-    axes = tuple(range(1, x.ndim))
-    error = lambda keep: jnp.sum(counted * (sample(keep) - exact) ** 2, axes) / size
-    return jnp.moveaxis(jax.lax.map(error, jnp.asarray(kept)), 0, -1).astype(jnp.float32)
+    error = counted * (results(problem, eta, kept) - exact) ** 2
+    return (jnp.sum(error, tuple(range(2, error.ndim))) / size).T.astype(jnp.float32)
 
 
 def _counted(problem: Problem) -> tuple[jax.Array, jax.Array]:
@@ -211,36 +222,38 @@ def even(fine: int, count: int) -> np.ndarray:
 METHODS: dict[str, Callable] = {"dp": dynamic_programming, "greedy": greedy}
 
 
-def moves(path: np.ndarray) -> list[np.ndarray]:
-    """All paths in which one time of `path` is moved, by 1, 2, 4, ... either way, as far as the
-    times beside it; first and last stay."""
+def moves(path: np.ndarray, at: int) -> list[np.ndarray]:
+    """The paths in which the time number `at` is moved by 1, 2, 4, ... either way, as far as the
+    times beside it."""
     found = []
-    for at in range(1, len(path) - 1):
-        for sign in (-1, 1):
-            by = 1
-            while path[at - 1] < path[at] + sign * by < path[at + 1]:
-                moved = path.copy()
-                moved[at] += sign * by
-                found.append(moved)
-                by *= 2
+    for sign in (-1, 1):
+        by = 1
+        while path[at - 1] < path[at] + sign * by < path[at + 1]:
+            moved = path.copy()
+            moved[at] += sign * by
+            found.append(moved)
+            by *= 2
     return found
 
 
 def descend(measure: Callable, starts: Sequence[np.ndarray], rounds: int):
-    """Returns (path, its error): from the best start, always the best move while one is better.
+    """Returns (path, its error): from the best start, one time after another to its best place.
 
     Args:
       measure: paths -> their errors [len(paths)].
-      rounds: at most so many moves.
+      rounds: over all times, at most; it ends with one in which nothing became better.
     """
-    errors = measure(starts)
-    path, error = starts[int(np.argmin(errors))], float(np.min(errors))
+    found = measure(starts)
+    path, error = starts[int(np.argmin(found))], float(np.min(found))
     for _ in range(rounds):
-        around = moves(path)
-        errors = measure(around) if around else np.array([np.inf])
-        if not errors.min() < error:
+        before = error
+        for at in range(1, len(path) - 1):
+            around = moves(path, at)
+            found = measure(around) if around else np.array([np.inf])
+            if found.min() < error:
+                path, error = around[int(np.argmin(found))], float(found.min())
+        if error == before:
             break
-        path, error = around[int(np.argmin(errors))], float(errors.min())
     return path, error
 
 
@@ -270,7 +283,7 @@ def search(
     mesh: Mesh,
     method: str = "dp",
     eta: int = 0,
-    rounds: int = 20,
+    rounds: int = 3,
     progress: bool = False,
 ) -> list[dict]:
     """Finds a grid of each count of steps for a system's request, ready for JSON.
@@ -282,7 +295,8 @@ def search(
       counts: how many steps the grids shall have.
       condition: index int [B] -> what sample number `index` is conditioned on.
       num, seed: the samples that the search looks at; take a seed that nothing is judged with.
-      batch, mesh: as in `sampling.collect`. progress: whether to show a bar.
+      batch: how many at a time where the costs are estimated; errors are measured on all at once.
+      mesh: as in `sampling.collect`. progress: whether to show a bar.
       method: of `METHODS`.
       eta: as in `Steps`.
       rounds: of `descend`; 0: the better of what the method finds and of the even grid.
@@ -304,39 +318,45 @@ def search(
         told["grid"] = np.asarray(problem.grid, np.float64)  # known where this is traced
         return jump_costs(problem, eta, jax.random.key(seed))
 
+    def teacher(params, keys, condition, request):
+        problem = system.problem(params, keys, condition, request)
+        return results(problem, eta, np.ones((1, len(problem.grid) - 1), bool))[0]
+
     def measured(given, keys, condition, request):
-        params, kept = given
-        return errors(system.problem(params, keys, condition, request), eta, kept)
+        params, kept, exact = given
+        return errors(system.problem(params, keys, condition, request), eta, kept, exact)
 
-    def mean(draw):
+    def made(draw, batch=num):
         run = sampling.sampler(system, request, mesh, draw)
-
-        def of(params):
-            found = sampling.collect(
+        return lambda params: np.asarray(
+            sampling.collect(
                 system, params, request, num=num, seed=seed, batch=batch, mesh=mesh,
                 condition=condition, run=run,
-            )  # fmt: skip
-            return np.asarray(found, np.float64).mean(0)
+            ),
+            np.float64,
+        )  # fmt: skip
 
-        return of
-
-    cost, squared = np.sqrt(mean(squares)(params)), mean(measured)
-    fine, size = told["grid"], len(cost)
+    cost = np.sqrt(made(squares, batch)(params).mean(0))
+    fine, size, squared = told["grid"], len(cost), made(measured)
+    exact = made(teacher)(params)
+    whole = num + -num % meshes.batch_shards(mesh)  # a batch is filled up with samples to drop
+    exact = jnp.asarray(np.resize(exact, (whole, *exact.shape[1:])), jnp.float32)
 
     def measure(paths):
         kept = np.stack([mask(path, size) for path in paths])
         kept = np.pad(kept, ((0, -len(kept) % AT_ONCE), (0, 0)), mode="edge")
-        parts = [squared((params, jnp.asarray(k))) for k in kept.reshape(-1, AT_ONCE, size)]
+        groups = kept.reshape(-1, AT_ONCE, size)
+        parts = [squared((params, jnp.asarray(k), exact)).mean(0) for k in groups]
         return np.sqrt(np.concatenate(parts))[: len(paths)]
 
     def told_of(path, error):
         total = float(sum(cost[i, j] for i, j in itertools.pairwise(path)))
         return {"grid": fine[path].tolist(), "cost": total, "error": float(error)}
 
-    results = []
+    found = []
     for count in tqdm(counts, desc="grids", disable=None if progress else True):
         starts = [find(cost, count), even(size, count)]
         first, spread = (told_of(p, e) for p, e in zip(starts, measure(starts)))
         best = told_of(*descend(measure, starts, rounds))
-        results.append({"steps": int(count), **best, "first": first, "even": spread})
-    return results
+        found.append({"steps": int(count), **best, "first": first, "even": spread})
+    return found

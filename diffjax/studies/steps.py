@@ -118,7 +118,12 @@ def _parser() -> cli.Parser:
     add("--search", default="", help="step counts to search grids of, comma-separated")
     add("--search_by", default="dp", help="dp (dynamic programming) or greedy")
     add("--search_eta", type=int, default=0, help="0: for ddim; 1: for ancestral sampling")
-    add("--search_rounds", type=int, default=20, help="how many moves may improve what it finds")
+    add(
+        "--search_rounds",
+        type=int,
+        default=3,
+        help="how often each time is moved to a better place",
+    )
     add("--search_num", type=cli.positive, default=32, help="samples that the search looks at")
     add("--search_split", default="", help="the split that it takes conditions of; empty: --split")
     add("--fine", type=cli.positive, default=64, help="steps of the grid that it chooses from")
