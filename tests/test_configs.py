@@ -26,7 +26,15 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+LARGE = ("relay_celebahq64", "relay_celebahq256", "relay_imagenet256", "edm_imagenet64")
+
+
+def marked(path: Path):
+    marks = [pytest.mark.slow] if path.stem in LARGE else []  # seconds each to trace
+    return pytest.param(path, id=path.stem, marks=marks)
+
+
+@pytest.mark.parametrize("path", map(marked, CONFIGS))
 def test_a_config_makes_a_state(path):
     config = cli.load_config(str(path))
     size = SIZES.get(path.stem, 24)
