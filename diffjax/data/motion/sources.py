@@ -90,6 +90,8 @@ def open_motion(
         raise UserError(f"{path}: no split {split!r}{did_you_mean(split, SPLITS)}")
     if not 2 <= min_frames <= max_frames <= 1 << 16:
         raise UserError(f"min_frames {min_frames} and max_frames {max_frames} must be 2 to 65536")
+    if not 0 < fps <= 1e4:
+        raise UserError(f"fps is {fps}, expected a positive number")
     place = Path(path).expanduser()
     if path == "walker":
         found = walker_takes(fps)
@@ -218,6 +220,8 @@ def _items(take: Take, joints, skeleton, fps, max_frames, min_frames, how: dict)
     parts = [(0, len(rows), whole)]
     for text, start, end in take.captions:
         if start or end:
+            if start * fps >= len(rows):
+                raise UserError(f"caption {text[:40]!r} starts at {start:g} s, behind the end")
             parts.append((int(start * fps), min(int(end * fps), len(rows)), (text,)))
     if len(parts) > 1 and not whole:
         parts = parts[1:]

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import jax
@@ -203,6 +204,9 @@ def test_npz_gives_what_was_written(folder, tmp_path):
         ({"lengths": np.array([2**62, 2**62, 40])}, "add up to other than"),
         ({"labels": np.array([0, 7])}, "labels must be 0 to 1"),
         ({"labels": np.array([0.5, 1])}, "dtype"),
+        ({"labels": np.array([0, 2**62]), "class_names": None}, "labels must be 0 to 65535"),
+        ({"labels": np.array([0, 1]), "class_names": np.array(["a", "a"])}, "two classes have one"),
+        ({"names": np.array(["\ud800", "x"])}, "no Unicode"),
         ({"captions": np.array(["x"])}, "captions and caption_of do not fit"),
         ({"names": np.array(["x", "x"])}, "two clips have one name"),
         ({"skeleton": np.array("{")}, "skeleton: cannot be read"),
@@ -322,6 +326,15 @@ def test_a_clip_with_nan_is_named_when_it_is_read(tmp_path):
             "start 3 must be before end 2",
         ),
         (lambda r: (r / "captions.csv").write_bytes(b"\xff\xfe\x00"), "cannot be read"),
+        (lambda r: (r / "captions.csv").write_text("file,caption," + "x" * 200_000), "field limit"),
+        (
+            lambda r: (r / "captions.csv").write_text("file,caption,start,end\nwalk/1,x,99,100\n"),
+            "walk/1.bvh: caption 'x' starts at 99 s, behind the end",
+        ),
+        (
+            lambda r: (r / "walk/0.bvh").rename(r / "walk" / os.fsdecode(b"caf\xe9.bvh")),
+            "is no name in UTF-8",
+        ),
         (lambda r: (r / "captions.csv").write_text("file,caption\n../x,y\n"), "no file '../x'"),
         (lambda r: (r / "walk/0.bvh").write_text("HIERARCHY\n"), "0.bvh: ends where ROOT"),
         (lambda r: shutil.copy(r / "walk/0.bvh", r / "stray.bvh"), "files beside its subfolders"),
