@@ -94,6 +94,14 @@ def test_feet_that_slip():
     assert motion.foot_skate(walker(0.0), [2], 10).ratio == 0
 
 
+def test_what_is_behind_the_end_may_be_anything():
+    joints, mask = walker(0.03), np.arange(11)[None] < 6
+    want = motion.foot_skate(joints[:, :6], [1, 2], 10), motion.joint_speed(joints[:, :6], 10)
+    joints[:, 6:] = np.nan
+    got = motion.foot_skate(joints, [1, 2], 10, mask), motion.joint_speed(joints, 10, mask)
+    assert got[0] == pytest.approx(want[0]) and got[1] == pytest.approx(want[1])
+
+
 def test_speed():
     joints = np.concatenate([walker(0.03), np.zeros((1, 11, 3, 3))])
     speed = motion.joint_speed(joints, 10)
