@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffjax.data.motion import base, bvh, features, rigs, sources, walker
+from diffjax.data.motion import base, bvh, bvh_folder, features, rigs, sources, walker
 from diffjax.data.motion import rotations as rot
 from diffjax.data.motion.npz import write_npz
 from diffjax.data.motion.skeletons import HUMANML3D
@@ -136,6 +136,15 @@ def test_captions_of_parts_are_clips_of_their_own(copied):
     assert source.captions == (("whole",), ("part",), ("only a part",), ())
     assert source.lengths.tolist() == [59, 30, 30, 59]
     np.testing.assert_array_equal(source.features(1), source.features(0)[20:50])
+    # The part is in the whole already; an end behind the clip's is the clip's.
+    (copied / "captions.csv").write_text(
+        "caption,file,end,start\nwhole,walk/0,,\npart,walk/0,99,1\nonly a part,walk/1,1.5,0\n"
+    )
+    late = sources.open_motion(str(copied))
+    assert late.lengths.tolist() == [59, 39, 30, 59]
+    np.testing.assert_array_equal(late.statistics.mean, source.statistics.mean)
+    frames = np.concatenate([source.features(i) for i in (0, 2, 3)])
+    np.testing.assert_allclose(source.statistics.mean, frames.mean(0), atol=1e-6)
 
 
 def test_long_clips_are_cut_into_parts_that_cover_them(folder):
@@ -155,6 +164,20 @@ def test_statistics_count_each_frame_once(folder):
     assert len(cut) > 3 * len(whole)
     np.testing.assert_allclose(cut.statistics.mean, whole.statistics.mean, atol=1e-6)
     np.testing.assert_allclose(cut.statistics.std, whole.statistics.std, atol=1e-6)
+
+
+def test_the_skeleton_of_long_files_is_told_from_some_of_their_frames(folder, monkeypatch):
+    want = sources.open_motion(str(folder), "val").skeleton
+    monkeypatch.setattr(bvh_folder, "SKELETON_PLACES", 19 * 30)
+    read, given = rigs.derive, []
+    monkeypatch.setattr(
+        rigs, "derive", lambda some, *a, **k: given.extend(some) or read(some, *a, **k)
+    )
+    found = sources.open_motion(str(folder), "val").skeleton
+    assert [len(clip) for clip in given] == [30] * 12
+    assert given[0].frame_time == pytest.approx(0.1, rel=1e-5)
+    np.testing.assert_allclose(found.lengths, want.lengths, atol=1e-6)
+    assert found.directions == want.directions and found.chains == want.chains
 
 
 def test_the_walker_is_a_set():
