@@ -31,6 +31,7 @@ from diffjax.studies import grid_search, steps_report
 from diffjax.studies.steps_report import EVEN, SEARCHED
 
 FEWEST = 8  # samples an arm
+FINEST = 4096  # steps of the grid that a search chooses from
 
 
 @command
@@ -138,6 +139,8 @@ def _check_flags(args, names: list[str], searched: list[int]) -> None:
         raise UserError(f"--num {args.num}: an interval needs at least {FEWEST} samples")
     if searched and "grid" not in names:
         raise UserError("--search: this system takes no --grid to try what is found")
+    if searched and args.fine > FINEST:
+        raise UserError(f"--fine {args.fine}: at most {FINEST}, as every jump's cost is kept")
     if searched and args.fine < max(searched):
         raise UserError(f"--search {max(searched)}: must be from 1 to the {args.fine} of --fine")
     choose(args.search_by, grid_search.METHODS, "--search_by")

@@ -39,7 +39,21 @@ def test_it_learns_and_sees_what_is_spoiled(judge):
     clips, lengths, labels = made_up(400, 1)
     found = motion_judge.trial(judge, clips, lengths, labels)
     assert found["accuracy"]["content"] > 0.95 and found["accuracy"]["style"] > 0.95
-    assert found["sees"] and found["kid_spoiled"] > 0
+    assert found["sees"] and found["kid_spoiled"] > 5 * found["s_floor"] > 0
+    # Noise that hardly matters beside 60 poses: smoothing it away is not seen.
+    clips, lengths, labels = made_up(60, 7)
+    still = np.repeat(np.nan_to_num(clips[:, :1]), FRAMES, 1)
+    still += 2 * np.random.default_rng(0).normal(size=clips.shape)
+    found = motion_judge.trial(judge, still, lengths, labels)
+    assert not found["sees"] and found["kid_spoiled"] < 5 * found["s_floor"]
+
+
+def test_features_are_white_where_they_vary(judge):
+    features = motion_judge.see(judge, *made_up(200, 0)[:2]).features  # what it was trained on
+    covariance = np.cov(features.T)
+    assert abs(features).max() <= 3 and abs(features.mean(0)).max() < 0.1
+    assert abs(covariance - np.diag(np.diag(covariance))).max() < 0.2
+    assert np.diag(covariance)[-1] == pytest.approx(1, abs=0.2)
 
 
 def test_padding_and_batches_do_not_matter(judge):

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from mdm_original import load, manifest, params_of
 
+from diffjax.nets import text
 from diffjax.nets.clip_text import ClipText
 from diffjax.nets.distilbert import DistilBert
+from diffjax.nets.tokenizers import Tokenizer
 from diffjax.weights import trees
 
 
@@ -30,6 +32,20 @@ def test_distilbert(near):
     near(run({"params": params}, *args), g["bert_out"], 2e-5)
     more = [np.pad(a, ((0, 0), (0, 7))) for a in args]
     near(run({"params": params}, *more)[:, :9], g["bert_out"], 2e-5)
+
+
+def test_of_a_long_text_clip_s_last_token_is_the_end():
+    net = ClipText(50, width=8, layers=1, heads=2, hidden=8, out=4)
+    letters = Tokenizer(lambda words: [ord(c) - 96 for c in words], 48, 49, 50)
+    encoder = text.clip(
+        net, net.init(jax.random.key(0), jnp.zeros((1, 5), int))["params"], letters, 5
+    )
+    ids, mask = encoder.tokens(["ab", "abc", "abcdef"])
+    assert ids.tolist() == [[48, 1, 2, 49, 0], [48, 1, 2, 3, 49], [48, 1, 2, 3, 49]]
+    assert mask.sum(1).tolist() == [4, 5, 5]
+    vectors, seen = encoder.encode(["abcx", "abcyz"])
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+    assert vectors.shape == (2, 1, 4) and seen.tolist() == [[True], [True]]
 
 
 def test_published_sizes():

@@ -114,3 +114,9 @@ def test_broken_files(found, words):
     with pytest.raises(UserError, match=words) as error:
         tokenizers.from_json(found, "tokenizer.json")
     assert "\n" not in str(error.value) and "tokenizer.json" in str(error.value)
+
+
+def test_a_word_of_more_than_a_hundred_characters_is_unknown():
+    vocabulary = {"a": 5, "##a": 6}
+    assert tokenizers.word_pieces(100 * "a", vocabulary, 9) == [5, *99 * [6]]
+    assert tokenizers.word_pieces(101 * "a", vocabulary, 9) == [9]

@@ -31,6 +31,9 @@ def test_a_gif_has_all_frames_and_both_sides_in_colour(motions, tmp_path):
         assert film.n_frames == 20 and film.info["duration"] == 50 and film.info["loop"] == 0
         assert film.width == 240 and film.height > 120
         frames = [f.convert("RGB") for f in ImageSequence.Iterator(film)]
+    films.save_film(joints, skeleton, path, size=20, fps=15)
+    with Image.open(path) as film:
+        assert film.info["duration"] == 70  # whole hundredths, to the nearest
     for colour in (films.LEFT, films.RIGHT, films.STANDING):
         assert colours(frames[0], colour) > 20
     assert np.asarray(frames[0], int).std() > 5

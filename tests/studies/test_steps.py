@@ -154,6 +154,20 @@ def test_a_found_grid_is_better_than_an_even_one(real):
     assert "the grid found for 5 steps is better than the even one" in about["answers"]
 
 
+def test_only_counts_below_the_reference_are_answers():
+    row = lambda steps, word: {
+        "steps": steps, "group": "", "score": {"value": 1.0, "low": 0.9, "high": 1.1},
+        "no_worse": {"verdict": word, "margin": 0.1},
+    }  # fmt: skip
+    base = {"steps": 16, "group": "", "score": {"value": 1.0, "low": 0.9, "high": 1.1}}
+    rows = [base, row(64, "undecided"), row(8, "holds"), row(4, "undecided")]
+    about = {"reference": base, "arms": rows, "grids": [], "metric": "kid", "margin": 0.1}
+    found = steps_report.answers({**about, "s_floor": 0.01})
+    assert found["enough"] == {"": 8}
+    assert found["answers"][0].endswith("no worse than 16 steps' 1 within 10%")
+    assert "2 s_floor" in steps_report.answers({**about, "s_floor": 0.05})["answers"][0]
+
+
 # ---- commands ------------------------------------------------------------------------------------
 
 
@@ -204,6 +218,7 @@ def test_judges_of_pictures_are_the_report_s(metric, tiny_arrays, tiny_data):
     keep = np.arange(30) % 3 > 0
     assert statistic(keep) == judge.score({"image": fake[keep]})(every[:20])
     assert judge.floor(10) >= 0 and judge.sign == (-1 if metric == "fd" else 1)
+    assert metric != "fd" or judge.floor(10) > 1e-3  # of sets that are disjoint, and so differ
 
 
 def test_accuracy_of_emoji():
@@ -224,6 +239,7 @@ def test_accuracy_of_emoji():
         (["--steps", "4,x"], "--steps 4,x: step counts"),
         (["--search", "0"], "--search 0: step counts"),
         (["--search", "9", "--fine", "8"], "--search 9: must be from 1 to the 8"),
+        (["--search", "2", "--fine", "1000000"], "--fine 1000000: at most 4096"),
         (["--search", "2", "--search_by", "dpp"], "did you mean 'dp'"),
         (["--search", "2", "--search_eta", "3"], "--search_eta 3"),
         (["--vary", "samplr=heun"], "did you mean 'sampler'"),
