@@ -273,15 +273,16 @@ def resample(clip: Clip, fps: float) -> Clip:
     linearly, so that forward kinematics keeps the bones' lengths.
 
     Raises:
-      UserError: fps is not positive, or would give more than MAX_FRAMES frames.
+      UserError: fps is not positive, or would give more than MAX_FRAMES frames or MAX_PLACES.
     """
     if not 0 < fps <= 1e4:
         raise UserError(f"fps is {fps}, expected a positive number")
     step = 1 / (fps * clip.frame_time)
     # A frame time of 0.0333333 is 1/30: a clip must not lose its last frame to that rounding.
     count = math.floor((len(clip) - 1) / step * (1 + 1e-5) + 1e-5) + 1
-    if count > MAX_FRAMES or count * len(clip.hierarchy) > MAX_PLACES:
-        raise UserError(f"{count} frames at {fps} fps, the limit is {MAX_FRAMES}")
+    limit = min(MAX_FRAMES, MAX_PLACES // len(clip.hierarchy))
+    if count > limit:
+        raise UserError(f"{count} frames at {fps} fps, the limit is {limit}")
     time = np.minimum(np.arange(count) * step, len(clip) - 1)
     nearest = np.round(time)
     time = np.where(abs(time - nearest) < 1e-3, nearest, time)

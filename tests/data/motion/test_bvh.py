@@ -228,7 +228,7 @@ def test_writing_replaces_a_file_whole(tmp_path):
     )
 
 
-def test_resampling_keeps_bones_and_meets_every_second_frame():
+def test_resampling_keeps_bones_and_meets_every_second_frame(monkeypatch):
     random = np.random.default_rng(0)
     hierarchy = bvh.parse(ARM).hierarchy
     angles = random.uniform(-1, 1, (31, 3, 3)).cumsum(0) * 0.1
@@ -249,3 +249,6 @@ def test_resampling_keeps_bones_and_meets_every_second_frame():
     np.testing.assert_allclose(bvh.resample(clip, 1 / 0.0333333).rotations, q, atol=1e-12)
     with pytest.raises(UserError, match="positive number"):
         bvh.resample(clip, 0)
+    monkeypatch.setattr(bvh, "MAX_PLACES", 60)
+    with pytest.raises(UserError, match="21 frames at 20 fps, the limit is 20"):
+        bvh.resample(clip, 20)
