@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     system, _ = systems.load(workdir)
     args, request = cli.with_request(parser, argv, system.request)
     grid = mesh.make_mesh(mesh.LOCAL)
-    out = Path(args.out or workdir / "samples" / f"seed_{args.seed}{system.suffix}")
+    out = Path(args.out) if args.out else sampling.place_for(system, workdir, args.seed)
     sampling.check_out(system, out)
     params, which = sampling.load_params(
         system, workdir, grid, ema=args.ema, step=args.step, request=request
