@@ -245,15 +245,13 @@ class InMemory:
       arrays: NumPy arrays for `take`: "image" uint8 [n, H, W, C]; "label" int32 [n] if there are
         labels; if balanced, the tables of `by_class`: "order" [n], "first" [K], "count" [K].
         A source that is not of pictures brings its own arrays.
-      gather: what `take` needs for such a source, else None.
+      gather: what `take` is given for such a source, else None.
     """
 
     arrays: dict[str, np.ndarray]
     gather: Callable | None = None
 
-    def take(self, arrays: dict, key: jax.Array, step, batch_size: int) -> dict:
-        """Returns batch `step` of the arrays, which are on the device by now: `take`."""
-        return take(arrays, key, step, batch_size, self.gather)
+    take = staticmethod(take)
 
     @classmethod
     def of(cls, source, balanced: bool = False) -> "InMemory":

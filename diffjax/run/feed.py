@@ -58,7 +58,7 @@ def _on_device(source, balanced: bool, batch_size: int, mesh: Mesh) -> Feed:
             yield fed
 
     def take(fed, key, step):
-        return memory.take(fed, key, step, batch_size)
+        return memory.take(fed, key, step, batch_size, memory.gather)
 
     return Feed(start, take, shapes)
 

@@ -38,17 +38,17 @@ class Request:
     text_folder: str = field("", "the text encoder's folder, where it is not where it was")
 
 
-# What each solver is, as a function of (denoise, process, grid, x, noise, eta).
+# What each solver is: (denoise, process, grid, x, noise, eta=, trace=) -> x0.
 SAMPLERS = {
-    "ancestral": lambda *a, eta: samplers.ddim(*a, delta=samplers.posterior(1.0)),
-    "ancestral_large": lambda *a, eta: samplers.ddim(
-        *a, delta=samplers.posterior(1.0), std=samplers.transition
+    "ancestral": lambda *a, eta, **how: samplers.ddim(*a, delta=samplers.posterior(1.0), **how),
+    "ancestral_large": lambda *a, eta, **how: samplers.ddim(
+        *a, delta=samplers.posterior(1.0), std=samplers.transition, **how
     ),
-    "ddim": lambda *a, eta: samplers.ddim(*a, delta=samplers.posterior(eta)),
-    "dpmpp": lambda *a, eta: samplers.dpmpp(*a, eta=0.0),
-    "dpmpp_sde": lambda *a, eta: samplers.dpmpp(*a, eta=1.0),
-    "unipc": lambda denoise, process, grid, x, noise, eta: samplers.unipc(
-        denoise, process, grid, x
+    "ddim": lambda *a, eta, **how: samplers.ddim(*a, delta=samplers.posterior(eta), **how),
+    "dpmpp": lambda *a, eta, **how: samplers.dpmpp(*a, eta=0.0, **how),
+    "dpmpp_sde": lambda *a, eta, **how: samplers.dpmpp(*a, eta=1.0, **how),
+    "unipc": lambda denoise, process, grid, x, noise, eta, **how: samplers.unipc(
+        denoise, process, grid, x, **how
     ),
 }
 
@@ -151,15 +151,16 @@ def guided(estimate: Callable, given: dict, scale) -> Callable:
     return denoise
 
 
-def solve(request: Request, denoise, process, grid, noise, first: int = 0):
-    """Returns x0 of the sampler that the request names.
+def solve(request: Request, denoise, process, grid, noise, first=0, trace: bool = False):
+    """Returns x0 of the sampler that the request names; with `trace` (x0, `samplers.Trace`).
 
     Draw `first` of the noise is the start, of unit variance whatever the process' last level is, as
     DDPM's; draw first + 1 + i is step i's.
     """
     later = lambda k: noise(first + 1 + k)
     run = SAMPLERS[request.sampler]
-    return run(denoise, process, grid, noise(first), later, eta=request.eta)
+    how = {"eta": request.eta, "trace": trace}
+    return run(denoise, process, grid, noise(first), later, **how)
 
 
 def autoregressive(predict: Callable, prefix, count: int):
