@@ -1,6 +1,7 @@
 """The room of motions: trained on BVH files, sampled, edited, without an end, and refused."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from diffjax.run import mesh as meshes
 from diffjax.systems.mdm import conditions, motions
 from diffjax.systems.mdm import request as requests
 from diffjax.systems.mdm.request import Request
+from diffjax.weights import trees
 
 
 @pytest.fixture(scope="module")
@@ -354,3 +356,63 @@ def test_prompts():
     assert motions.to_text(motions.to_bytes(["läuft" * 60])[0]).startswith("läuftläuft")
     assert requests.frames_of(Request(seconds=2.0), 20.0, 60, 196) == 40
     assert cli.positive("3") == 3
+
+
+def test_rotations_of_smpl_stand_on_a_body(root, tmp_path):
+    config = mdm_runs.config_of(root, conditioning="action")
+    body = motions.described(mdm_runs.assets_of(config))
+    rows = np.zeros((1, 4, 25, 6), np.float32)
+    rows[..., :24, [0, 4]] = 1  # no rotation, by rows
+    rows[..., 0, 4] = -1  # but for the root: these clips' y points down
+    rows[..., 24, :3] = [0.5, -1.0, 0.25]
+    joints = motions.joints_of(rows.reshape(1, 4, 150), body)
+    index = body.skeleton.names.index
+    place = lambda name: joints[0, 0, index(name)]
+    np.testing.assert_allclose(place("pelvis"), [0.5, 1.0, -0.25])
+    assert place("head")[1] > place("neck")[1] > 1.0 > place("left_knee")[1]
+    assert place("left_hand")[0] > place("left_shoulder")[0] > place("right_hand")[0]
+    np.testing.assert_allclose(place("left_hand")[1], place("left_shoulder")[1], atol=1e-6)
+    inside = jax.jit(lambda m: motions.joints_of(m, body))(rows.reshape(1, 4, 150))
+    np.testing.assert_allclose(inside, joints, atol=1e-6)
+    output = {"joints": joints[0], "motion": rows.reshape(4, 150), "length": 4, "label": 1}
+    motions.write({k: np.asarray(v) for k, v in output.items()}, tmp_path / "one.bvh", body)
+    with np.load(tmp_path / "one.npz") as arrays:
+        assert str(arrays["caption"]) == "walk"
+    assert len(bvh.read(tmp_path / "one.bvh").positions) == 4
+    with pytest.raises(UserError, match="SMPL"):
+        config.unlock()
+        config.loss.contact = 1.0
+        systems.make(config, mdm_runs.assets_of(config))
+
+
+@pytest.mark.slow
+def test_humanact12_trains_and_samples(root, tmp_path):
+    random, lengths = np.random.default_rng(0), np.full(4, 40)
+    file = tmp_path / "set.npz"
+    np.savez(
+        file,
+        poses=random.normal(0, 0.3, (160, 72)).astype(np.float32),
+        joints3D=random.normal(0, 0.3, (160, 24, 3)).astype(np.float32),
+        lengths=lengths,
+        y=np.array([0, 1, 5, 11]),
+    )
+    more = {"conditioning": "action", "loss__velocity": 1.0}
+    words = [*mdm_runs.words(root, file, **more), "--workdir", str(tmp_path / "run")]
+    assert train.main(words) == 0
+    flags = ["--workdir", str(tmp_path / "run"), "--cond", "throw", "--out", str(tmp_path / "o")]
+    assert sample.main(flags) == 0
+    assert (tmp_path / "o" / "000000.bvh").is_file()
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_the_uninterrupted_one(root, folder, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    words = mdm_runs.words(root, folder, steps=6, checkpoint_every=3, keep=3)
+    assert train.main([*words, "--workdir", str(whole)]) == 0
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "6")  # as if it had been killed after step 3
+    (parts / "weights.safetensors").unlink()
+    assert train.main([*words, "--workdir", str(parts)]) == 0
+    runs = [trees.load(place / "weights.safetensors") for place in (whole, parts)]
+    for path, value in trees.flatten(runs[0]).items():
+        np.testing.assert_array_equal(value, trees.flatten(runs[1])[path], err_msg=path)

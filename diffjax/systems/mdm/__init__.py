@@ -244,8 +244,9 @@ def make(config, assets: dict | None = None) -> System:
             given["label"] = labels
         elif conditioner.kind == "text":
             captions = scores.captions(source)
-            every = sorted({captions[i] for i in range(len(source))})
-            which = np.array([every.index(captions[i]) for i in some])
+            every = sorted(set(captions))
+            place = {text: i for i, text in enumerate(every)}
+            which = np.array([place[captions[i]] for i in some])
             given |= told_of(request, every, which, in_turn=True)
         if context:
             given["prefix"] = assets["prefixes"][index % len(assets["prefixes"])]

@@ -177,7 +177,9 @@ def stand_in(motion, skeleton: Skeleton):
     xp = rot.namespace(motion)
     rows = motion.reshape(*motion.shape[:-1], len(skeleton) + 1, 6)
     local = rot.from_6d_rows(rows[..., :-1, :])
-    offsets = export.t_pose(skeleton) * np.array(skeleton.lengths)[:, None]
+    rest = export.t_pose(skeleton)
+    rest[skeleton.names.index("head")] = [0, 1, 0]
+    offsets = rest * np.array(skeleton.lengths)[:, None]
     world, joints = [local[..., 0, :, :]], [rows[..., -1, :3]]
     world += [None] * (len(skeleton) - 1)
     joints += [None] * (len(skeleton) - 1)
