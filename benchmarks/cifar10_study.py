@@ -24,6 +24,8 @@ from diffjax import systems
 from diffjax.core import grids
 from diffjax.errors import UserError, choose, command
 from diffjax.metrics import features, frechet, kid, precision_recall
+from diffjax.metrics.intervals import jackknife, verdict
+from diffjax.metrics.kid import Kernels
 from diffjax.run import cli, pictures, sampling
 from diffjax.run import mesh as meshes
 
@@ -39,8 +41,7 @@ ARMS = {
 }
 OTHERS = [name for name in ARMS if name != "H18"]
 LEVELS = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "guidance": 1.0, "churn": 0.0}
-ROUND, ALL, BLOCKS = 256, 10_000, 32
-T31 = 2.0395  # Student's t, 31 degrees of freedom, two-sided 95 %
+ROUND, ALL = 256, 10_000
 # claim: (arm, reference, margin as a share of the reference's KID; None: "better than")
 CLAIMS = {
     "EDM-1": ("D100-0", "D1000-0", 0.10),
@@ -154,47 +155,6 @@ def rounding(config, assets, params, test: str) -> dict:
 # ---- anywhere ------------------------------------------------------------------------------------
 
 
-class Kernels:
-    """KID of a subset of x against all of y, from sums that are taken once."""
-
-    def __init__(self, x, y):
-        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        cubed = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3
-        self.xx = cubed(x, x)
-        np.fill_diagonal(self.xx, 0)
-        self.xy = cubed(x, y).mean(1)
-        yy = sum(cubed(y[i : i + 1000], y).sum() for i in range(0, len(y), 1000))
-        n = len(y)
-        self.yy = (yy - np.sum((np.sum(y**2, 1) / y.shape[1] + 1) ** 3)) / (n * (n - 1))
-
-    @property
-    def n(self) -> int:
-        return len(self.xy)
-
-    def __call__(self, keep) -> float:
-        """KID of the x whose number is True in keep, bool [at most n]."""
-        keep = np.flatnonzero(keep)
-        n = len(keep)
-        xx = self.xx[np.ix_(keep, keep)].sum() / (n * (n - 1))
-        return xx + self.yy - 2 * self.xy[keep].mean()
-
-
-def jackknife(statistic, n: int) -> dict:
-    """Value and 95 % interval of statistic(keep [n] bool), delete-one-block."""
-    block = np.arange(n) * BLOCKS // n
-    value = statistic(np.ones(n, bool))
-    left_out = np.array([statistic(block != b) for b in range(BLOCKS)])
-    error = np.sqrt((BLOCKS - 1) / BLOCKS * np.sum((left_out - left_out.mean()) ** 2))
-    return {"value": value, "low": value - T31 * error, "high": value + T31 * error}
-
-
-def verdict(interval: dict, sign: int) -> dict:
-    """Adds the verdict: holds where the whole interval has this sign."""
-    ends = sorted((sign * interval["low"], sign * interval["high"]))
-    word = "holds" if ends[0] > 0 else "does not hold" if ends[1] < 0 else "undecided"
-    return {**interval, "verdict": word}
-
-
 def claims(kernels: dict, s_floor) -> dict:
     """The verdicts on CLAIMS and on EDM-2, from {arm: Kernels} and {samples: s_floor}.
 
@@ -214,14 +174,6 @@ def claims(kernels: dict, s_floor) -> dict:
     gap = lambda k, eta: four[f"100-{eta}"](k) - four[f"1000-{eta}"](k)
     found["EDM-2"] = {"n": n, **verdict(jackknife(lambda k: gap(k, 1) - gap(k, 0), n), 1)}
     return found
-
-
-def spread(real, n: int) -> float:
-    """s_floor: the standard deviation of KID over 20 pairs of disjoint sets of n real pictures."""
-    random = np.random.default_rng(0)
-    orders = [random.permutation(len(real)) for _ in range(20)]
-    found = [kid.mmd2(real[o[:n]], real[o[n : 2 * n]]).value for o in orders]
-    return float(np.std(found, ddof=1))
 
 
 def scores(x, y) -> dict:
@@ -254,7 +206,7 @@ def score(args) -> None:
         net = features.feature_net(net_name)
         see = lambda images: features.extract(net, images, 256)  # noqa: B023
         real, seen = see(test), {name: see(images) for name, images in arms.items()}
-        s_floor = {n: spread(real, n) for n in {len(x) for x in seen.values()}}
+        s_floor = {n: kid.floor_spread(real, n) for n in {len(x) for x in seen.values()}}
         spoiled = kid.mmd2(see(noisy), real[5000:]).value
         kernels = {name: Kernels(x, real) for name, x in seen.items()}
         for name, x in seen.items():  # the sums here against the library's

@@ -26,7 +26,6 @@ import numpy as np
 import relay_cascade
 import relay_judge
 import relay_verdicts
-from cifar10_study import Kernels, jackknife, verdict
 from PIL import Image
 from scipy import stats
 
@@ -36,6 +35,8 @@ from diffjax.data.sources import open_source
 from diffjax.errors import UserError, choose, command
 from diffjax.metrics import frechet, kid, precision_recall
 from diffjax.metrics.features import extract
+from diffjax.metrics.intervals import jackknife, verdict
+from diffjax.metrics.kid import Kernels
 from diffjax.run import cli, devices, loop, pictures, sampling
 from diffjax.run import mesh as meshes
 from diffjax.run.checkpoints import Checkpoints

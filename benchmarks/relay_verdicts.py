@@ -4,7 +4,8 @@ An arm is "RUN.WHAT", as relay_study.py names its files: "relay_0.nfe33" is the 
 evaluations. The rules and margins are those of docs/claims.md.
 """
 
-from cifar10_study import jackknife, verdict
+from diffjax.metrics import intervals
+from diffjax.metrics.intervals import joint
 
 NFES = (5, 9, 17, 33, 65)
 MAIN = 33  # where everything but the number of evaluations is compared
@@ -13,13 +14,12 @@ MARGIN = 0.10
 
 def no_worse(a, b, n: int, s_floor: float) -> dict:
     """The verdict on "a is no worse than b", of two `Kernels` over n paired samples."""
-    loss = lambda keep: a(keep) - b(keep) - max(MARGIN * b(keep), 2 * s_floor)
-    return verdict(jackknife(loss, n), -1)
+    return intervals.no_worse([a], [b], n, share=MARGIN, s_floor=s_floor)
 
 
 def better(a, b, n: int) -> dict:
     """The verdict on "a is better than b"."""
-    return verdict(jackknife(lambda keep: b(keep) - a(keep), n), 1)
+    return intervals.better([a], [b], n)
 
 
 def decide(kernels: dict, n: int, s_floor: float, sees: bool) -> dict:
@@ -29,7 +29,7 @@ def decide(kernels: dict, n: int, s_floor: float, sees: bool) -> dict:
     each; a judge that does not see leaves all of them undecided.
 
     Args:
-      kernels: {arm: `cifar10_study.Kernels` of its features against the held-out ones}.
+      kernels: {arm: `kid.Kernels` of its features against the held-out ones}.
       n: samples an arm.
       s_floor, sees: of the judge's trial.
     """
@@ -74,17 +74,12 @@ def decide(kernels: dict, n: int, s_floor: float, sees: bool) -> dict:
                 except KeyError:  # an arm that was not sampled
                     continue
             about |= seeds
-            words.append(_joint([result["verdict"] for result in seeds.values()]))
+            words.append(joint([result["verdict"] for result in seeds.values()]))
         word = _strictest(words) if sees else "undecided"
         found[claim] = {"verdict": word, **about}
     return found
 
 
-def _joint(words: list[str]) -> str:
-    """Of several seeds: what all of them say."""
-    return words[0] if words and len(set(words)) == 1 else "undecided"
-
-
 def _strictest(words: list[str]) -> str:
     """Of several conditions: all must hold, and one that does not hold is enough."""
-    return "does not hold" if "does not hold" in words else _joint(words)
+    return "does not hold" if "does not hold" in words else joint(words)

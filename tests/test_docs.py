@@ -23,8 +23,8 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMANDS = ("train.py", "sample.py", "diffjax.evaluate", "diffjax.prepare", "diffjax.convert")
-COMMANDS += ("diffjax.studies.snr",)
-NEED_A_RUN = ("sample.py", "diffjax.evaluate")
+COMMANDS += ("diffjax.studies.snr", "diffjax.studies.steps")
+NEED_A_RUN = ("sample.py", "diffjax.evaluate", "diffjax.studies.steps")
 
 
 def short(path: Path) -> str:

@@ -52,9 +52,12 @@ def given(argv: list[str], flag: str) -> bool:
     return any(word.split("=")[0] == flag for word in argv)
 
 
-def add_request_flags(parser: argparse.ArgumentParser, request) -> None:
-    """Adds one flag a field of a frozen dataclass: its value the default, its `help` the help."""
-    for field in dataclasses.fields(request):
+def add_request_flags(parser: argparse.ArgumentParser, request, without=()) -> None:
+    """Adds one flag a field of a frozen dataclass: its value the default, its `help` the help.
+
+    without: names of fields that get none.
+    """
+    for field in (f for f in dataclasses.fields(request) if f.name not in without):
         value = getattr(request, field.name)
         kind = type(value)
         parser.add_argument(
@@ -86,7 +89,8 @@ def workdir_of(parser: Parser, argv: list[str]) -> Path:
 
     Where there is no run to bring more, --help shows the flags that every run has, and exits.
     """
-    workdir = Path(parser.parse_known_args(argv)[0].workdir)
+    given = parser.parse_known_args(argv)[0].workdir
+    workdir = Path(given if isinstance(given, str) else given[0])  # of several, the first
     if {"--help", "-h"} & set(argv) and not (workdir / "config.json").is_file():
         parser.epilog = "A run's system adds flags of its own: --workdir RUN --help lists them."
         parser.print_help()
@@ -94,17 +98,23 @@ def workdir_of(parser: Parser, argv: list[str]) -> Path:
     return workdir
 
 
-def with_request(parser: Parser, argv: list[str], request) -> tuple[argparse.Namespace, object]:
-    """Returns all flags and the request, after adding one flag a field of it, and --help."""
-    add_request_flags(parser, request)
+def with_request(
+    parser: Parser, argv: list[str], request, without=()
+) -> tuple[argparse.Namespace, object]:
+    """Returns all flags and the request, after adding one flag a field of it, and --help.
+
+    without: names of fields that get no flag, as the command has one of that name itself.
+    """
+    add_request_flags(parser, request, without)
     parser.add_argument("--help", "-h", action="help", help="this list")
     args = parser.parse(argv)
-    return args, read_request(args, request)
+    return args, read_request(args, request, without)
 
 
-def read_request(args: argparse.Namespace, request):
+def read_request(args: argparse.Namespace, request, without=()):
     """Returns the request with the values that its flags were given."""
-    values = {f.name: getattr(args, f.name) for f in dataclasses.fields(request)}
+    names = {f.name for f in dataclasses.fields(request)} - set(without)
+    values = {name: getattr(args, name) for name in names}
     return dataclasses.replace(request, **values)
 
 

@@ -4,10 +4,11 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffjax.core.processes import Process
 from diffjax.errors import UserError
 
 
@@ -27,6 +28,31 @@ class Start:
     pictures: Callable
     adopt: Callable
     parent: Callable | None = None
+
+
+class Problem(NamedTuple):
+    """What a request sets its sampler to.
+
+    Attributes:
+      denoise: (x, t) -> x0, with weights, condition and guidance in it; t a scalar.
+      process: the core's.
+      grid: [N + 1] NumPy float64, the times that the request asks for.
+      x: [B, ...] at grid[0].
+      noise: k -> the k-th draw, of x's shape.
+      mask: what of x is the sample and not padding, broadcasting against x; None: all.
+    """
+
+    denoise: Callable
+    process: Process
+    grid: np.ndarray
+    x: Any
+    noise: Callable
+    mask: Any = None
+
+    @property
+    def arguments(self) -> tuple:
+        """What every sampler of the core takes: (denoise, process, grid, x, noise)."""
+        return self[:5]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +102,11 @@ class System:
         where the request names weights of other runs; "" and params as they are where it does not.
         None: no request does. Host side.
       process, denoiser: the core's process and (params, x, t, cond) -> x0, for studies.
+      problem: `sample`'s arguments -> the `Problem` that it solves, for studies of samplers and
+        grids. Pure in its arrays, as `sample`. None: its samples come about in another way.
+      judge: (source, metric, net name, sharding=) -> a `metrics.judging.Judge`: a score of any part
+        of the samples, for intervals. Raises as `evaluate`. None: `evaluate` itself is asked for
+        each part, which is slower.
     """
 
     init: Callable
@@ -103,6 +134,8 @@ class System:
     equip: Callable | None = None
     process: Any = None
     denoiser: Callable | None = None
+    problem: Callable | None = None
+    judge: Callable | None = None
 
 
 def save_assets(assets: dict[str, Any], workdir: Path) -> None:

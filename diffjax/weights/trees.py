@@ -50,6 +50,12 @@ def load(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: not a safetensors file ({error})") from error
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """Reads the metadata of a file that `load` takes; {} where it has none."""
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}
+
+
 def check(flat: dict, like, where: str) -> None:
     """Raises `UserError` unless names and shapes are those of the tree `like`.
 

@@ -14,7 +14,7 @@ from diffjax import evaluate, nets, systems
 from diffjax.core import processes
 from diffjax.errors import UserError
 from diffjax.run import cli, mesh, sampling
-from diffjax.run.system import save_assets
+from diffjax.run.system import Problem, save_assets
 from diffjax.systems.edm import preconditioning
 from diffjax.systems.edm.request import Request, noise_levels, solve
 from diffjax.weights import trees
@@ -241,6 +241,7 @@ def test_algorithm_2_by_its_flags(key, steps, settings):
         mu, var, noise = jnp.asarray(g["mu"]), jnp.asarray(g["var"]), jnp.asarray(g["noise"])
         denoise = lambda x, sigma: mu + var / (var + sigma**2) * (x - mu)
         start = jnp.asarray(g["latents"]) * grid[0]
-        got = solve(request, denoise, processes.edm(), grid, hat, start, lambda k: noise[k])
+        problem = Problem(denoise, processes.edm(), grid, start, lambda k: noise[k])
+        got = solve(request, problem, hat)
         np.testing.assert_allclose(got, g[key], rtol=0, atol=1e-10 * np.abs(g[key]).max())
         np.testing.assert_allclose(hat, g[f"{key}/sigma_calls"][::2], rtol=1e-10)

@@ -20,9 +20,9 @@ import numpy as np
 from diffjax import nets
 from diffjax.core import denoisers, objectives, processes, samplers
 from diffjax.errors import UserError
-from diffjax.metrics import report
+from diffjax.metrics import judging, report
 from diffjax.run import cli, pictures, sampling
-from diffjax.run.system import System
+from diffjax.run.system import Problem, System
 from diffjax.systems import images
 from diffjax.systems.edm import preconditioning, training
 from diffjax.systems.edm.guiding import Guided, guided, open_guide
@@ -135,8 +135,8 @@ def make(config, assets: dict | None = None) -> System:
         guide, which = sampling.load_params(guide_of(request.autoguide), workdir, mesh, step=step)
         return Guided(params, guide), f"guided by {workdir}, {which}"
 
-    def pixels(params, keys, label, request: Request):
-        grid, hat = noise_levels(request, wrapper)
+    def problem(params, keys, label, request: Request) -> Problem:
+        grid, _ = noise_levels(request, wrapper)
         uncond = guide = None
         if request.autoguide:
             theirs, params = params.guide, params.params
@@ -148,8 +148,11 @@ def make(config, assets: dict | None = None) -> System:
         denoise = guided(lambda x, t: denoiser(params, x, t, label), uncond, guide, request)
         normal = samplers.draws(keys, shape, process)
         # Draw 0 is the start, draw k + 1 is the sampler's k-th.
-        start, noise = normal(0) * grid[0], lambda k: normal(k + 1)
-        return solve(request, denoise, process, grid, hat, start, noise)
+        return Problem(denoise, process, grid, normal(0) * grid[0], lambda k: normal(k + 1))
+
+    def pixels(params, keys, label, request: Request):
+        _, hat = noise_levels(request, wrapper)
+        return solve(request, problem(params, keys, label, request), hat)
 
     def sample(params, keys, label, request: Request):
         image = images.to_uint8(pixels(params, keys, label, request))
@@ -184,4 +187,6 @@ def make(config, assets: dict | None = None) -> System:
         equip=equip,
         process=process,
         denoiser=denoiser,
+        problem=problem,
+        judge=judging.of_images,
     )

@@ -6,6 +6,8 @@ import numpy as np
 
 from diffjax.core import denoisers, grids, processes, samplers
 from diffjax.errors import UserError, choose
+from diffjax.run import own_grid
+from diffjax.run.system import Problem
 from diffjax.systems import images
 from diffjax.systems.edm.preconditioning import Preconditioning
 from diffjax.systems.images import field
@@ -29,7 +31,7 @@ class Request:
     cond: str = field("", "class names or numbers, comma-separated; empty: all classes in turn")
     sigma_min: float = field(0.002, "smallest noise level before 0; what the network knows bounds")
     sigma_max: float = field(80.0, "noise level of the start; what the network knows bounds it")
-    grid: str = field("edm", "levels in between, Table 1: edm (equation 5), vp, ve or iddpm")
+    grid: str = field("edm", f"Table 1: edm (equation 5), vp, ve, iddpm; {own_grid.HELP}")
     rho: float = field(7.0, "shape of the noise levels of grid edm, equation 5")
     churn: float = field(0.0, "S_churn of Algorithm 2 (heun and euler)")
     s_min: float = field(0.0, "S_min of Algorithm 2: churn only at this noise level or above")
@@ -98,6 +100,25 @@ def noise_levels(request: Request, wrapper: Preconditioning) -> tuple[np.ndarray
     Raises:
       UserError: a range in which the network knows nothing, or levels that do not decrease.
     """
+    grid = own_grid.read(request.grid)
+    if grid is None:
+        grid = _scheduled(request, wrapper)
+    elif not wrapper.lowest <= grid[-2] < grid[0] * (1 + 1e-9) <= wrapper.highest * (1 + 2e-9):
+        raise UserError(
+            f"--grid: levels from {grid[0]:.4g} to {grid[-2]:.4g}; the network knows those from "
+            f"{wrapper.lowest:.4g} to {wrapper.highest:.4g}"
+        )
+    known = lambda a: a if wrapper.levels is None else grids.nearest(a, wrapper.levels)
+    grid = known(grid)
+    hat = known(samplers.churn(grid, request.churn, request.s_min, request.s_max))
+    if wrapper.levels is not None:
+        apart = np.diff(grid) < 0
+        grid, hat = grid[np.append(apart, True)], hat[apart]
+    return grid, hat
+
+
+def _scheduled(request: Request, wrapper: Preconditioning) -> np.ndarray:
+    """[N + 1] levels of the schedule that the request names."""
     low = max(request.sigma_min, wrapper.lowest)
     high = min(request.sigma_max, wrapper.highest)
     if low >= high:
@@ -111,34 +132,24 @@ def noise_levels(request: Request, wrapper: Preconditioning) -> tuple[np.ndarray
         grid = make(request.steps, low, high, request.rho, table)
     if not np.all(np.diff(grid) < 0):
         raise UserError(f"--grid {request.grid}: no levels that decrease from {high:g} to {low:g}")
-    known = lambda a: a if wrapper.levels is None else grids.nearest(a, wrapper.levels)
-    grid = known(grid)
-    hat = known(samplers.churn(grid, request.churn, request.s_min, request.s_max))
-    if wrapper.levels is not None:
-        apart = np.diff(grid) < 0
-        grid, hat = grid[np.append(apart, True)], hat[apart]
-    return grid, hat
+    return grid
 
 
-def solve(request: Request, denoise, process, grid, hat, x, noise):
+def solve(request: Request, problem: Problem, hat):
     """Runs the sampler that the request names from x at the grid's first level to x0.
 
-    grid, hat: `noise_levels`.
+    hat: of `noise_levels`.
     """
     if request.sampler == "ddim":
-        return samplers.ddim(
-            denoise, process, grid, x, noise, delta=samplers.posterior(request.eta)
-        )
+        return samplers.ddim(*problem.arguments, delta=samplers.posterior(request.eta))
     if request.sampler == "ancestral":
-        return samplers.ddim(denoise, process, grid, x, noise, delta=samplers.posterior(1.0))
+        return samplers.ddim(*problem.arguments, delta=samplers.posterior(1.0))
     if request.sampler == "relay":  # heun with a share of new noise at every level
-        return samplers.relay(denoise, process, grid, x, noise, eta=request.eta)
+        return samplers.relay(*problem.arguments, eta=request.eta)
     if request.sampler in ("dpmpp", "dpmpp_sde"):
         eta = 1.0 if request.sampler == "dpmpp_sde" else request.eta
-        return samplers.dpmpp(denoise, process, grid, x, noise, eta=eta)
+        return samplers.dpmpp(*problem.arguments, eta=eta)
     if request.sampler == "unipc":
-        return samplers.unipc(denoise, process, grid, x)
+        return samplers.unipc(*problem.arguments)
     order = 2 if request.sampler == "heun" else 1
-    return samplers.ode(
-        denoise, process, grid, x, noise, hat=hat, s_noise=request.s_noise, order=order
-    )
+    return samplers.ode(*problem.arguments, hat=hat, s_noise=request.s_noise, order=order)

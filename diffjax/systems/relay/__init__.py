@@ -22,9 +22,9 @@ import numpy as np
 from diffjax import nets
 from diffjax.core import denoisers, guidance, objectives, patches, processes, samplers
 from diffjax.errors import UserError
-from diffjax.metrics import report
+from diffjax.metrics import judging, report
 from diffjax.run import cli, pictures
-from diffjax.run.system import Start, System
+from diffjax.run.system import Problem, Start, System
 from diffjax.systems import images
 from diffjax.systems.relay import postprocess, starts
 from diffjax.systems.relay.request import Request, adopt, check, noise_levels
@@ -135,7 +135,7 @@ def make(config, assets: dict | None = None) -> System:
             raise UserError(f"config.parent {config.parent}: {error}") from error
         return wanted
 
-    def pixels(params, keys, given, request: Request):
+    def problem(params, keys, given, request: Request) -> Problem:
         label, small = given
         params = nets.rounded(config.network, params)
         grid = noise_levels(request)
@@ -150,8 +150,11 @@ def make(config, assets: dict | None = None) -> System:
         normal = samplers.draws(keys, shape, at)
         # Draw 0 is the start, draw k + 1 is the sampler's k-th.
         x = patches.upsample(small, patch) + grid[0].astype(np.float32) * normal(0)
+        return Problem(denoise, at, grid, x, lambda k: normal(k + 1))
+
+    def pixels(params, keys, given, request: Request):
         how = {"eta": request.eta, "second_order": request.second_order}
-        return samplers.relay(denoise, at, grid, x, lambda k: normal(k + 1), **how)
+        return samplers.relay(*problem(params, keys, given, request).arguments, **how)
 
     def sample(params, keys, given, request: Request):
         image = images.to_uint8(pixels(params, keys, given, request))
@@ -182,6 +185,8 @@ def make(config, assets: dict | None = None) -> System:
         optional=OPTIONAL,
         process=process,
         denoiser=denoiser,
+        problem=problem,
+        judge=judging.of_images,
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from diffjax.core import grids
 from diffjax.errors import UserError, choose
-from diffjax.run import cli
+from diffjax.run import cli, own_grid
 from diffjax.systems.images import field, in_range
 from diffjax.systems.relay.postprocess import RECIPES
 
@@ -26,6 +26,7 @@ class Request:
     sigma_min: float = field(0.008, "smallest noise level before 0")
     sigma_max: float = field(80.0, "noise level that the grid is laid from")
     rho: float = field(7.0, "shape of the noise levels")
+    grid: str = field("edm", f"edm (equation 5 of EDM); {own_grid.HELP}")
     eta: float = field(0.2, "share of the noise that is new at every level")
     second_order: bool = field(False, "correct the estimate and not the slope")
     quantile: float = field(0.0, "L, where the blur ends; 0: as in training")
@@ -35,7 +36,14 @@ class Request:
 
 
 def noise_levels(request: Request) -> np.ndarray:
-    """[N + 1] float64: the levels that sampling visits, from below `truncation` to 0."""
+    """[N + 1] float64: the levels that sampling visits, from below `truncation` to 0.
+
+    Levels of one's own are visited as they are, whatever `truncation` says.
+    """
+    grid = own_grid.read(request.grid)
+    if grid is not None:
+        return grid
+    choose(request.grid, {"edm": 0}, "--grid")
     grid = grids.karras(request.steps, request.sigma_min, request.sigma_max, request.rho)
     if not grid[-2] < request.truncation:
         raise UserError(
