@@ -1,6 +1,7 @@
 """The room of motions: trained on BVH files, sampled, edited, without an end, and refused."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -14,9 +15,10 @@ import train
 from diffjax import systems
 from diffjax.data.motion import bvh, features, rigs
 from diffjax.errors import UserError
-from diffjax.run import cli, sampling
+from diffjax.metrics import motion_judge
 from diffjax.run import mesh as meshes
-from diffjax.systems.mdm import conditions, motions
+from diffjax.run import sampling
+from diffjax.systems.mdm import conditions, motions, scores
 from diffjax.systems.mdm import request as requests
 from diffjax.systems.mdm.request import Request
 from diffjax.weights import trees
@@ -332,22 +334,61 @@ def test_assets_that_are_not_such(root):
             systems.make(config, {**good, **change})
 
 
-def test_evaluation(loaded):
+def test_evaluation(loaded, tmp_path):
     system, params = loaded
     source = system.data("train")
-    score = system.evaluate(source, ["fd", "kid", "skate", "speed"], "kinematics")
+    names = ["fd", "kid", "precision", "recall", "skate", "speed"]
+    score = system.evaluate(source, names, "kinematics")
     request = dataclasses.replace(system.request, steps=2)
     found = sampling.collect(
-        system, params, request, num=4, seed=0, batch=4, mesh=meshes.make_mesh(meshes.LOCAL),
+        system, params, request, num=8, seed=0, batch=8, mesh=meshes.make_mesh(meshes.LOCAL),
         condition=lambda index: system.condition_like(request, source, index),
     )  # fmt: skip
     result = score(found, 0)
-    assert result["num_fake"] == 4 and result["fd"]["value"] > 0
-    assert result["speed"]["real"] > 0.1
-    with pytest.raises(UserError, match="did you mean 'skate'"):
-        system.evaluate(source, ["skat"], "kinematics")
-    with pytest.raises(UserError, match="--net emoji"):
-        system.evaluate(source, ["fd"], "emoji")
+    assert result["num_fake"] == 8 and list(result["scores"]) == names
+    assert result["scores"]["fd"]["value"] > result["scores"]["fd"]["floor"] > 0
+    assert result["scores"]["speed"]["real"] > 0.1
+    json.dumps(result)
+    # The reference scored against itself.
+    clips, lengths, _ = scores.examples(source, motions.described(system.assets))
+    same = score({"motion": clips, "length": lengths}, 0)["scores"]
+    assert same["fd"]["value"] < 1e-6 and same["precision"]["value"] == 1
+    assert same["skate"]["value"] == same["skate"]["real"]
+    judge = system.judge(source, "kid", "kinematics")
+    assert judge.sign == -1 and np.isfinite(judge.score(found)(np.ones(8, int)))
+
+
+@pytest.mark.slow
+def test_a_judge_of_ones_own(loaded, tmp_path):
+    system, _ = loaded
+    source, body = system.data("train"), motions.described(system.assets)
+    clips, lengths, some = scores.examples(source, body)
+    labels = {"content": source.labels[some]}
+    made = motion_judge.train(
+        clips, lengths, labels, {"content": body.class_names}, steps=2, batch=4, width=8, features=8
+    )
+    motion_judge.save(made, tmp_path / "judge.safetensors")
+    net = f"judge:{tmp_path / 'judge.safetensors'}"
+    score = system.evaluate(source, ["fd", "accuracy"], net)
+    found = score({"motion": clips, "length": lengths, "label": labels["content"]}, 0)
+    assert found["feature_net"] == "judge judge.safetensors"
+    assert found["scores"]["accuracy"]["value"] == found["scores"]["accuracy"]["real"]
+
+
+def test_scores_that_are_refused(loaded, tmp_path):
+    system, _ = loaded
+    source = system.data("train")
+    for metrics, net, message in (
+        (["skat"], "kinematics", "did you mean 'skate'"),
+        (["fd"], "emoji", "--net emoji"),
+        (["accuracy"], "kinematics", "needs a judge"),
+        (["fd"], f"judge:{tmp_path / 'none.safetensors'}", "none.safetensors"),
+    ):
+        with pytest.raises(UserError, match=message):
+            system.evaluate(source, metrics, net)
+    with pytest.raises(UserError, match="--cond"):
+        request = dataclasses.replace(system.request, cond="walk, normal")
+        system.condition_like(request, source, np.arange(2))
 
 
 def test_prompts():
@@ -355,7 +396,6 @@ def test_prompts():
     assert requests.prompts_of("") == []
     assert motions.to_text(motions.to_bytes(["läuft" * 60])[0]).startswith("läuftläuft")
     assert requests.frames_of(Request(seconds=2.0), 20.0, 60, 196) == 40
-    assert cli.positive("3") == 3
 
 
 def test_rotations_of_smpl_stand_on_a_body(root, tmp_path):

@@ -71,7 +71,8 @@ def loop(g, request, *, change=lambda d: d, noise=None, trace=True):
     @jax.jit
     def run():
         denoise = change(requests.guided(estimator(*encoder()), given, scale))
-        return requests.solve(request, denoise, PROCESS, grid, noise, trace=trace)
+        problem = requests.problem_of(denoise, PROCESS, grid, noise)
+        return requests.solve(request, problem, trace=trace)
 
     return run()
 
@@ -92,11 +93,11 @@ def followed(g, name, found, tolerance=1e-3):
     ("name", "request_"),
     [
         ("ancestral", Request()),
-        ("ancestral_large", Request(sampler="ancestral_large")),
-        ("ddim_eta0", Request(sampler="ddim")),
+        pytest.param("ancestral_large", Request(sampler="ancestral_large"), marks=pytest.mark.slow),
+        pytest.param("ddim_eta0", Request(sampler="ddim"), marks=pytest.mark.slow),
         ("ddim_eta0.5", Request(sampler="ddim", eta=0.5)),
-        ("ddim_eta1", Request(sampler="ddim", eta=1.0)),
-        ("ddim_respace10", Request(sampler="ddim", steps=10)),
+        pytest.param("ddim_eta1", Request(sampler="ddim", eta=1.0), marks=pytest.mark.slow),
+        pytest.param("ddim_respace10", Request(sampler="ddim", steps=10), marks=pytest.mark.slow),
         ("ancestral_respace10", Request(steps=10)),
     ],
 )
@@ -104,10 +105,12 @@ def test_samplers(g, name, request_):
     followed(g, name, loop(g, request_))
 
 
+@pytest.mark.slow
 def test_clipped(g):
     followed(g, "ancestral_clip", loop(g, Request(), change=guidance.clip))
 
 
+@pytest.mark.slow
 def test_constant_noise(g):
     draws = jnp.stack([ours(n) for n in g["noise"]])
     noise = lambda k: jnp.where(k == 0, draws[k], draws[k][:1])
@@ -138,7 +141,8 @@ def test_one_motion_after_the_other(g):
         given = {"told": told, "prefix": prefix, "drop": jnp.zeros(2, bool)}
         given["mask"] = jnp.ones((2, 8), bool)
         denoise = requests.guided(estimate, given, jnp.asarray(SCALE_AR)[:, None, None])
-        return requests.solve(Request(), denoise, process, grid, lambda k: draws[k], i * 11)
+        noise = lambda k: draws[k]
+        return requests.solve(Request(), requests.problem_of(denoise, process, grid, noise, i * 11))
 
     found = jax.jit(lambda p: requests.autoregressive(predict, p, 3))(ours(g["ar_prefix"]))
     want = g["ar_include0"]
@@ -173,7 +177,7 @@ def estimated(kind, x, noise, t, told, mask):
     t = jnp.asarray(t, jnp.float32)[:, None, None] + 1  # theirs count from 0
     x0 = ours(x)
     x_t = PROCESS.perturb(x0, ours(noise), PROCESS.at(t))
-    return estimator(net, params)(x_t, t, given), x0
+    return jax.jit(estimator(net, params))(x_t, t, given), x0
 
 
 def close(got, want):
@@ -190,7 +194,10 @@ def test_the_loss_of_texts():
     close(losses.masked(x, x0, mask & False), g["masked_l2_empty"])
 
 
-@pytest.mark.parametrize("weights", ["111", "100", "010", "001"])
+ONE_BY_ONE = [pytest.param(name, marks=pytest.mark.slow) for name in ("100", "010", "001")]
+
+
+@pytest.mark.parametrize("weights", ["111", *ONE_BY_ONE])
 def test_geometric_losses(weights):
     g = load("losses")
     mask = jnp.asarray(g["mask"][:, 0, 0])
@@ -249,7 +256,7 @@ def test_four_steps_of_training():
     state = update.init_state(system, config, shardings)
     start = jax.tree.map(np.asarray, state.params)
     step = jax.jit(update.step_function(system, config, Passed, mesh))
-    average, gradients = start, jax.jit(jax.grad(loss, has_aux=True))
+    average = start
     for i in range(4):
         batch = {
             "x": ours(g["x"][i]),
@@ -259,10 +266,6 @@ def test_four_steps_of_training():
             "drop": jnp.asarray(g["drop"][i] > 0),
             "mask": jnp.asarray(g["mask"][:, 0, 0]),
         }
-        if i == 0:
-            first = trees.flatten(gradients(state.params, batch, None)[0])
-            for path, value in trees.flatten(params_of_named(g, "grad0|")).items():
-                np.testing.assert_allclose(first[path], value, rtol=0, atol=1e-6, err_msg=path)
         state, metrics = step(state, batch, np.float32(0))
         got = [metrics[f"loss{j}"] for j in range(3)]
         np.testing.assert_allclose(got, g["losses"][i], rtol=0, atol=2e-5)

@@ -239,10 +239,10 @@ def make(config, assets: dict | None = None) -> System:
             "length": length,
             "drop": np.zeros(len(index), bool),
         }
-        if conditioner.kind == "action":
-            labels = images.labels_like(source.source, body.class_names, index)
-            given["label"] = labels
-        elif conditioner.kind == "text":
+        same = body.class_names and source.source.class_names == body.class_names
+        if conditioner.kind == "action" or same:
+            given["label"] = images.labels_like(source.source, body.class_names, index)
+        if conditioner.kind == "text":
             captions = scores.captions(source)
             every = sorted(set(captions))
             place = {text: i for i, text in enumerate(every)}
@@ -252,37 +252,43 @@ def make(config, assets: dict | None = None) -> System:
             given["prefix"] = assets["prefixes"][index % len(assets["prefixes"])]
         return given
 
-    def sample(params, keys, given, request: Request):
+    def part_of(params, given, told, request: Request, noise, first=0):
+        """The problem of one motion, or of the frames after a prefix."""
+        part = {name: given[name] for name in ("mask", "drop", "prefix") if name in given}
+        answer = lambda x, t, g: estimate(params, x, t, g, g["told"])
+        denoise = requests.guided(answer, {**part, "told": told}, scale_of(request))
+        if "known" in given:
+            denoise = guidance.inpaint(denoise, given["known"], given["kept"])
+        grid, mask = requests.grid_of(request, settings.steps), given["mask"][..., None]
+        return requests.problem_of(denoise, process, grid, noise, first, mask)
+
+    def problem(params, keys, given, request: Request):
         params = {**params, "motion": nets.rounded(config.network, params["motion"])}
-        grid = requests.grid_of(request, settings.steps)
-        frames = given["mask"].shape[1]
-        shape = (settings.predict if context else frames, body.size)
-        noise = samplers.draws(keys, shape, process)
-        scale = scale_of(request)
-        told = conditioner.told(params, given)
+        noise = samplers.draws(keys, (given["mask"].shape[1], body.size), process)
+        return part_of(params, given, conditioner.told(params, given), request, noise)
 
-        def run(given, told, first):
-            part = {name: given[name] for name in ("mask", "drop", "prefix") if name in given}
-            part["told"] = told
-            answer = lambda x, t, g: estimate(params, x, t, g, g["told"])
-            denoise = requests.guided(answer, part, scale)
-            if "known" in given:
-                denoise = guidance.inpaint(denoise, given["known"], given["kept"])
-            return requests.solve(request, denoise, process, grid, noise, first)
+    def go_on(params, keys, given, request: Request):
+        """x0 of a model with a context: [B, N, D], in as many predictions as it takes."""
+        params = {**params, "motion": nets.rounded(config.network, params["motion"])}
+        frames, size = given["mask"].shape[1], settings.predict
+        count, draws = -(-frames // size), len(requests.grid_of(request, settings.steps))
+        noise = samplers.draws(keys, (size, body.size), process)
+        told, mask = conditioner.told(params, given), jnp.ones((len(keys), size), bool)
 
+        def predict(i, prefix):
+            now = told
+            if conditioner.kind == "text":
+                now = jax.tree.map(lambda a: a[:, i * a.shape[1] // count], told)
+            part = {**given, "mask": mask, "prefix": prefix}
+            return requests.solve(request, part_of(params, part, now, request, noise, i * draws))
+
+        return requests.autoregressive(predict, given["prefix"], count)[:, :frames]
+
+    def sample(params, keys, given, request: Request):
         if context:
-            count = -(-frames // settings.predict)
-            mask = jnp.ones((len(keys), settings.predict), bool)
-
-            def predict(i, prefix):
-                now = told
-                if conditioner.kind == "text":
-                    now = jax.tree.map(lambda a: a[:, i * a.shape[1] // count], told)
-                return run({**given, "mask": mask, "prefix": prefix}, now, i * len(grid))
-
-            x = requests.autoregressive(predict, given["prefix"], count)[:, :frames]
+            x = go_on(params, keys, given, request)
         else:
-            x = run(given, told, 0)
+            x = requests.solve(request, problem(params, keys, given, request))
         motion = motions.denormalised(x, body)
         kept = {name: given[name] for name in ("label", "caption", "given") if name in given}
         joints = motions.joints_of(motion, body)
@@ -318,6 +324,8 @@ def make(config, assets: dict | None = None) -> System:
         optional=OPTIONAL,
         process=process,
         denoiser=denoiser,
+        problem=None if context else problem,
+        judge=functools.partial(scores.judge, body=body),
     )
 
 
@@ -359,6 +367,8 @@ def _check_settings(config) -> None:
             f"config.diffusion.context {settings.context} and predict {settings.predict}: frames, "
             "both above 0, or both 0"
         )
+    if config.text.words < 1:
+        raise UserError(f"config.text.words {config.text.words}: how many words, at least 1")
     if not 0 <= config.condition_dropout < 1:
         raise UserError(f"config.condition_dropout {config.condition_dropout}: must be in [0, 1)")
     for name, value in config.loss.items():

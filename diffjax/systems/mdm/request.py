@@ -10,6 +10,7 @@ import numpy as np
 
 from diffjax.core import grids, guidance, samplers
 from diffjax.errors import UserError, choose
+from diffjax.run.system import Problem
 from diffjax.systems import images
 from diffjax.systems.images import field
 
@@ -151,16 +152,15 @@ def guided(estimate: Callable, given: dict, scale) -> Callable:
     return denoise
 
 
-def solve(request: Request, denoise, process, grid, noise, first=0, trace: bool = False):
-    """Returns x0 of the sampler that the request names; with `trace` (x0, `samplers.Trace`).
+def problem_of(denoise: Callable, process, grid, noise, first=0, mask=None) -> Problem:
+    """Returns the problem whose start is draw `first` of the noise, of unit variance whatever the
+    process' last level is, as DDPM's; draw first + 1 + i is step i's."""
+    return Problem(denoise, process, grid, noise(first), lambda k: noise(first + 1 + k), mask)
 
-    Draw `first` of the noise is the start, of unit variance whatever the process' last level is, as
-    DDPM's; draw first + 1 + i is step i's.
-    """
-    later = lambda k: noise(first + 1 + k)
-    run = SAMPLERS[request.sampler]
-    how = {"eta": request.eta, "trace": trace}
-    return run(denoise, process, grid, noise(first), later, **how)
+
+def solve(request: Request, problem: Problem, trace: bool = False):
+    """Returns x0 of the sampler that the request names; with `trace` (x0, `samplers.Trace`)."""
+    return SAMPLERS[request.sampler](*problem.arguments, eta=request.eta, trace=trace)
 
 
 def autoregressive(predict: Callable, prefix, count: int):
