@@ -173,6 +173,7 @@ def test_respacing():
 
 def estimated(kind, x, noise, t, told, mask):
     net, params = encoder(kind)
+    params = jax.tree.map(jnp.asarray, params)
     given = {"told": told, "mask": mask}
     t = jnp.asarray(t, jnp.float32)[:, None, None] + 1  # theirs count from 0
     x0 = ours(x)
