@@ -18,7 +18,9 @@ def main(argv: list[str]) -> int:
         "sample.py", __doc__.splitlines()[0], num=80, batch=80, help_num=how_many
     )
     parser.add_argument(
-        "--out", default="", help="PATH.png a picture, PATH.npz arrays, PATH/ single files"
+        "--out",
+        default="",
+        help="PATH.png (of motions .gif, .mp4) a picture, PATH.npz arrays, PATH/ files",
     )
     workdir = cli.workdir_of(parser, argv)
 

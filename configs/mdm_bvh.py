@@ -1,5 +1,4 @@
-"""Motions from your own BVH files: `--config.data.path=FOLDER`. An hour on one GPU; see
-docs/motion.md.
+"""Motions from your own BVH files: `--config.data.path=FOLDER`, for a GPU. See docs/motion.md.
 
 Texts are the captions of FOLDER/captions.csv, or the names of subfolders (walk/proud/: "walk,
 proud"). 7 million parameters, 50 steps of diffusion.

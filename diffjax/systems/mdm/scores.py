@@ -138,6 +138,8 @@ def scorer(source, metrics: Sequence[str], net: str, sharding=None, cache=None, 
     Raises:
       UserError: an unknown metric or net, or one that does not serve; what `examples` refuses.
     """
+    if not metrics:
+        raise UserError(f"--metrics is empty (known: {', '.join((*COMPARED, *BODIES))}, accuracy)")
     for name in metrics:
         choose(name, dict.fromkeys((*COMPARED, *BODIES, "accuracy")), "metric")
     clips, lengths, some = examples(source, body)
