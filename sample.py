@@ -13,7 +13,7 @@ from diffjax.run import cli
 
 @command
 def main(argv: list[str]) -> int:
-    how_many = "how many samples; of own pictures to start from, without it: one each"
+    how_many = "how many samples; without it, of own pictures to start from or of texts one each"
     parser = cli.sampling_parser(
         "sample.py", __doc__.splitlines()[0], num=80, batch=80, help_num=how_many
     )

@@ -200,8 +200,9 @@ def make(config, assets: dict | None = None) -> System:
         elif conditioner.kind == "text":
             texts = requests.prompts_of(request.cond)
             # Without a text the edited part is whatever goes with the rest.
-            given["drop"] |= bool(request.edit) and not texts
-            shown = texts or list(body.captions) or list(SENTENCES)
+            free = bool(request.edit) and not texts
+            given["drop"] |= free
+            shown = [""] if free else texts or list(body.captions) or list(SENTENCES)
             given |= told_of(request, shown, index, in_turn=not (context and texts))
         if context:
             prefixes = assets["prefixes"]
