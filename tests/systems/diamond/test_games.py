@@ -161,7 +161,7 @@ def test_keys():
     keys = games.keys_of(game)
     assert keys == {"": 0, "Space": 1, "ArrowUp+ArrowLeft": 2, "ArrowDown+ArrowRight+Space": 3}
     plain = type("", (), {"action_space": ball.Discrete(2)})()
-    assert games.keys_of(plain) == {"": 0, "0": 0, "1": 1}
+    assert games.keys_of(plain) == {"": 0, "Digit0": 0, "Digit1": 1}
 
 
 # ---- by name, and somebody else's ------------------------------------------------------------

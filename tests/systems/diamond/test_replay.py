@@ -206,7 +206,7 @@ play(sys.argv[2], int(sys.argv[3]), piece=10)
 @pytest.mark.slow
 def test_ten_kills_lose_and_repeat_nothing(root, tmp_path):
     """SIGKILL to a process that writes, at random moments, until it was killed ten times."""
-    target, chance = 4000, random.Random(0)
+    target, chance = 2500, random.Random(0)
     words = [sys.executable, "-c", WRITER, os.path.dirname(__file__), str(tmp_path / "killed")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
     kills, left_over, steps = 0, 0, 0

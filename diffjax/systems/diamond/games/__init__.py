@@ -68,7 +68,8 @@ def keys_of(game) -> dict[str, int]:
     """Returns the keys that play a game: {"": 0, "ArrowLeft": 2, "ArrowLeft+Space": 5, ...}.
 
     They come from `game.keys`, a dictionary such as this one, or from `game.meanings`, the actions'
-    names in Atari's manner ("NOOP", "FIRE", "UPLEFT", "UPLEFTFIRE"); without either from digits.
+    names in Atari's manner ("NOOP", "FIRE", "UPLEFT", "UPLEFTFIRE"); without either they are the
+    digits. The names of keys are those of browsers (KeyboardEvent.code).
     """
     if getattr(game, "keys", None):
         return dict(game.keys)
@@ -76,6 +77,22 @@ def keys_of(game) -> dict[str, int]:
     table |= {"FIRE": "Space", "NOOP": ""}
     meanings = getattr(game, "meanings", None)
     if meanings is None:
-        return {"": 0} | {str(i): i for i in range(min(10, game.action_space.n))}
+        return {"": 0} | {f"Digit{i}": i for i in range(min(10, game.action_space.n))}
     parts = [re.findall("|".join(table), meaning) for meaning in meanings]
     return {"+".join(filter(None, (table[p] for p in words))): i for i, words in enumerate(parts)}
+
+
+def playable(game):
+    """Returns (start, step, keys) for `diffjax.run.play.serve`: the real game, played by hand.
+
+    A game that is over begins again. The state is the game itself, so one person plays at a time.
+    """
+
+    def start():
+        return game, game.reset()[0]
+
+    def step(game, action: int):
+        obs, _, terminated, truncated, _ = game.step(action)
+        return game, game.reset()[0] if terminated or truncated else obs
+
+    return start, step, keys_of(game)
