@@ -60,6 +60,7 @@ def test_streams_equal_the_original_s(golden, name):
     obs, info = game.reset(seed=123)
     assert hashlib.sha1(obs.tobytes()).hexdigest() == want["reset_sha1"]
     assert info["lives"] == want["lives_after_reset"]
+    assert game._ale.getFrameNumber() == want["frame_number_after_reset"]
     actions, digest = np.random.RandomState(0), hashlib.sha1()
     rewards, life_losses, done = [], [], []
     for t in range(300):
