@@ -356,13 +356,24 @@ def fill(
     return memory
 
 
-def rarer_rewards(signs: np.ndarray) -> int:
-    """Returns how many rewards have one of the two signs that are rarest.
+def first_target(
+    replay: Replay, least: int = 5000, most: int = 10_000, *, enough: int = 10, piece: int = 100
+) -> int:
+    """Returns how many steps a seat DIAMOND's first collection has, or has next.
 
-    DIAMOND's first collection goes on, between its least and its most steps, until these are 10:
-    there has to be something to learn a reward from.
-
-    Args:
-      signs: how many are negative, zero and positive, as `Replay.signs`.
+    There has to be something to learn a reward from: it goes on from `least` steps, by `piece`, to
+    `most` at the latest, until `enough` rewards have one of the two signs that are rarest. It is a
+    function of the first steps alone, so it is the same at any later time; call it and `fill` until
+    the replay has as many.
     """
-    return int(np.sort(signs)[:2].sum())
+    rew = np.full((most, replay.seats), np.nan, np.float32)
+    for number, entry in enumerate(replay.entries):
+        if entry.where.first < most:
+            piece_of = replay[number].rew[: most - entry.where.first]
+            rew[entry.where.first : entry.where.first + len(piece_of), entry.where.seat] = piece_of
+    for steps in range(least, most, piece):
+        signs = np.sign(rew[:steps])
+        counts = [int((signs == sign).sum()) for sign in (-1, 0, 1)]
+        if steps > replay.steps or sum(sorted(counts)[:2]) >= enough:
+            return steps
+    return most

@@ -143,9 +143,23 @@ def test_batches_come_from_it(whole):
     assert batch["obs"].shape == (16, 6, 8, 8, 3) and batch["mask"].any()
 
 
-def test_the_first_collection_s_rule():
-    assert replay.rarer_rewards(np.array([3, 5000, 4])) == 7
-    assert replay.rarer_rewards(np.array([0, 0, 0])) == 0
+def test_the_first_collection_s_rule(whole, tmp_path):
+    signs = np.zeros((120, 2))
+    for episode, entry in zip(whole, whole.entries, strict=True):
+        first = entry.where.first
+        signs[first : first + entry.length, entry.where.seat] = np.sign(episode.rew)
+    rewarded = np.cumsum((signs != 0).sum(1))  # most are zero
+    for enough in (1, 5, int(rewarded[-1])):
+        want = next(n for n in range(30, 121, 10) if rewarded[n - 1] >= enough)
+        assert replay.first_target(whole, 30, 200, enough=enough, piece=10) == want
+        kept = replay.Replay(tmp_path / str(enough), 2)
+        assert replay.first_target(kept, 30, 200, enough=enough, piece=10) == 30
+        while kept.steps < (target := replay.first_target(kept, 30, 200, enough=enough, piece=10)):
+            kept = play(tmp_path / str(enough), target)
+        assert kept.steps == want
+    # It goes on while there is too little, and not for ever.
+    assert replay.first_target(whole, 30, 200, enough=1000, piece=10) == 130
+    assert replay.first_target(whole, 30, 90, enough=1000, piece=10) == 90
 
 
 # ---- kills -----------------------------------------------------------------------------------
@@ -155,7 +169,7 @@ class Killed(BaseException):
     """What no code catches, as nothing catches a kill."""
 
 
-@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("half", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_kill_at_any_write_loses_and_repeats_nothing(whole, tmp_path, monkeypatch, half):
     """Stops at the k-th rename of a piece, for every k: with the temporary file whole, or half."""
     true_replace, stopped = os.replace, 0
