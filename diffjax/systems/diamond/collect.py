@@ -83,7 +83,7 @@ def forget(memory, dead):
     return jax.tree.map(lambda m: jnp.where(_rows(dead, m), jnp.zeros_like(m), m), memory)
 
 
-def rollout(policy: Policy, environment, obs, world, memory, uniforms):
+def rollout(policy: Policy, environment, obs, world, memory, uniforms, unroll: int | bool = 1):
     """Plays T steps in a pure environment, as one scan; gradients flow through time.
 
     They are cut where episodes end (but for the frames of the burn-in, which do carry gradient) and
@@ -96,6 +96,8 @@ def rollout(policy: Policy, environment, obs, world, memory, uniforms):
       world: the environment's state, a pytree.
       memory: the policy's.
       uniforms: float32 [T, N], for the actions.
+      unroll: of the scan over steps. On a CPU convolutions inside a loop are slow, and True, no
+        loop, is several times as fast; it takes longer to compile.
 
     Returns:
       (obs, world, memory), to go on from, and a `Trajectory`.
@@ -111,13 +113,14 @@ def rollout(policy: Policy, environment, obs, world, memory, uniforms):
         memory = forget(memory, dead)
         if out.burnin is not None:
             see = lambda memory, frame: (policy(frame, memory)[2], None)
-            warm, _ = jax.lax.scan(see, memory, jnp.moveaxis(out.burnin, 1, 0))
+            frames = jnp.moveaxis(out.burnin, 1, 0)
+            warm, _ = jax.lax.scan(see, memory, frames, unroll=unroll is True or 1)
             memory = jax.tree.map(lambda w, m: jnp.where(_rows(dead, m), w, m), warm, memory)
         row = (action, out.reward, out.end, out.trunc, logits, value)
         return (out.obs, world, memory), (row, jax.lax.stop_gradient(final_value))
 
     start = (obs, world, jax.lax.stop_gradient(memory))
-    (obs, world, memory), (row, final_value) = jax.lax.scan(step, start, uniforms)
+    (obs, world, memory), (row, final_value) = jax.lax.scan(step, start, uniforms, unroll=unroll)
     action, reward, end, trunc, logits, value = row
     _, last, _ = policy(obs, memory)  # looked at, not remembered
     after = jax.lax.stop_gradient(jnp.concatenate([value[1:], last[None]]))
