@@ -80,9 +80,7 @@ async def serving(start, step, keys, *, title, fps, port, opened) -> None:
         server = await asyncio.start_server(game.connected, ADDRESS, port, limit=MAX_REQUEST)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"play: port {port} cannot be used ({reason}): give --port another"
-        ) from None
+        raise UserError(f"play: port {port} cannot be used ({reason}): give another") from None
     try:
         opened(f"http://{ADDRESS}:{server.sockets[0].getsockname()[1]}/")
         await game.failed.wait()

@@ -118,7 +118,8 @@ class Replay:
         return len(self.entries)
 
     def __getitem__(self, number: int) -> Episode:
-        entry = self.entries[number]  # raises IndexError
+        number = range(len(self.entries))[number]
+        entry = self.entries[number]
         if number not in self._opened:
             found, _ = read_episode(self.path / episode_path(number))
             self._opened[number] = _first(found, entry.length)

@@ -83,6 +83,9 @@ def test_episodes_are_what_was_played(whole, tmp_path):
             np.testing.assert_array_equal(episode.final, found.final[last])
         assert isinstance(episode.obs, np.memmap)
     assert (seen == 1).all()  # every step, once
+    np.testing.assert_array_equal(whole[-1].act, whole[len(whole) - 1].act)
+    with pytest.raises(IndexError):
+        whole[len(whole)]
     assert whole.lengths.sum() == 240 and whole.signs.sum() == 240
     np.testing.assert_array_equal(
         whole.signs,
