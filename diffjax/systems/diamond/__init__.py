@@ -1,0 +1,1 @@
+"""DIAMOND: a diffusion model as a world in which a policy learns (Alonso et al. 2024)."""
