@@ -239,9 +239,7 @@ class Side(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (size, self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
         kernel = kernel.astype(self.dtype)
-        dot = lambda x: jnp.matmul(
-            x.astype(self.dtype), kernel, preferred_element_type=jnp.float32
-        )
+        dot = lambda x: jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
         return lambda x: dot(x) + bias
 
 

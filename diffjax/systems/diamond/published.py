@@ -144,9 +144,7 @@ def agent_of(tree, where: str) -> Agent:
     if "denoiser" not in parts:
         raise UserError(f"{where}: no denoiser in it")
     made = {prefix: network_of(part, prefix, where) for prefix, part in parts.items()}
-    return Agent(
-        *(made.get(prefix) for prefix in MAKERS), made["denoiser"].net.num_actions
-    )
+    return Agent(*(made.get(prefix) for prefix in MAKERS), made["denoiser"].net.num_actions)
 
 
 def network_of(state: dict[str, np.ndarray], network: str, where: str) -> Network:
@@ -189,9 +187,7 @@ def _levels(params: dict, where: str, prefix: str) -> dict:
         raise UserError(f"{where}: no weights named '{prefix}0/resblocks_0/conv1/kernel'")
     if len(depths) > MOST_LEVELS + 1:
         raise UserError(f"{where}: a network of {len(depths)} levels")
-    return {
-        "depths": tuple(depths), "channels": tuple(channels), "attention": tuple(attention)
-    }
+    return {"depths": tuple(depths), "channels": tuple(channels), "attention": tuple(attention)}
 
 
 def _floats(*shape: int) -> jax.ShapeDtypeStruct:
@@ -214,8 +210,11 @@ def _denoiser(params: dict, where: str) -> tuple:
         if cond % frames or past != frames * image:
             raise UserError(f"{where}: sees {past} channels of the past, told {frames} actions")
     net = DiamondUNet(
-        cond, **_levels(params, where, "unet/d_blocks_"), num_actions=actions,
-        image_channels=image, told_past_noise="noise_cond_emb/freqs" in params,
+        cond,
+        **_levels(params, where, "unet/d_blocks_"),
+        num_actions=actions,
+        image_channels=image,
+        told_past_noise="noise_cond_emb/freqs" in params,
     )
     if past < 1 or cond % 2:
         raise UserError(f"{where}: its conv_in or its cond_proj is of an odd size")

@@ -67,11 +67,7 @@ class Sampler:
 
         They are float32 numbers, so that a level that is meant to be s_tmin is.
         """
-        if self.steps == 1:
-            # Of one step only sigma_max is used, which may then equal sigma_min.
-            levels = np.asarray([self.sigma_max, 0.0])
-        else:
-            levels = grids.karras(self.steps, self.sigma_min, self.sigma_max, self.rho)
+        levels = grids.karras(self.steps, self.sigma_min, self.sigma_max, self.rho)
         return levels.astype(np.float32).astype(np.float64)
 
     def hat(self) -> np.ndarray | None:
