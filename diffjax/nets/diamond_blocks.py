@@ -205,20 +205,23 @@ class LSTM(nn.Module):
         """Runs x [B, T, in] from a state: returns (every h, float32 [B, T, hidden], last state)."""
         gate = jnp.arange(4 * self.hidden) // self.hidden
         forget = lambda key, shape, dtype=jnp.float32: (gate == 1).astype(dtype)
-        side = lambda name, size, kernel, bias: Side(
-            4 * self.hidden, kernel, bias, self.dtype, name=name
-        )(size)
-        of_x = side("ih", x.shape[-1], nn.initializers.xavier_uniform(), forget)
-        of_h = side("hh", self.hidden, nn.initializers.orthogonal(), zeros)
+        xavier, orthogonal = nn.initializers.xavier_uniform(), nn.initializers.orthogonal()
+        of_x = Affine(4 * self.hidden, xavier, forget, name="ih")(x.shape[-1])
+        of_h = Affine(4 * self.hidden, orthogonal, zeros, name="hh")(self.hidden)
+
+        def affine(x, weights):
+            kernel, bias = weights[0].astype(self.dtype), weights[1]
+            x = x.astype(self.dtype)
+            return jnp.matmul(x, kernel, preferred_element_type=jnp.float32) + bias
 
         def step(state, gates):
             h, c = state
-            i, f, g, o = jnp.split(gates + of_h(h), 4, -1)
+            i, f, g, o = jnp.split(gates + affine(h, of_h), 4, -1)
             c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
             h = jax.nn.sigmoid(o) * jnp.tanh(c)
             return (h, c), h
 
-        gates = of_x(x)  # of all steps in one product
+        gates = affine(x, of_x)  # of all steps in one product
         if x.shape[1] == 1:
             state, h = step(state, gates[:, 0])
             return h[:, None], state
@@ -226,21 +229,17 @@ class LSTM(nn.Module):
         return jnp.swapaxes(h, 0, 1), state
 
 
-class Side(nn.Module):
-    """One of an LSTM's two linear layers, as a function: [..., size] -> float32 [..., features]."""
+class Affine(nn.Module):
+    """The weights of one of an LSTM's two layers: size -> (kernel [size, features], bias)."""
 
     features: int
     kernel_init: Callable
     bias_init: Callable
-    dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, size: int) -> Callable:
+    def __call__(self, size: int) -> tuple[jax.Array, jax.Array]:
         kernel = self.param("kernel", self.kernel_init, (size, self.features))
-        bias = self.param("bias", self.bias_init, (self.features,))
-        kernel = kernel.astype(self.dtype)
-        dot = lambda x: jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
-        return lambda x: dot(x) + bias
+        return kernel, self.param("bias", self.bias_init, (self.features,))
 
 
 def no_state(batch: int, hidden: int) -> State:

@@ -59,6 +59,15 @@ def network(name):
     return published.network_of(state_of(manifest(file)), kind, name)
 
 
+def near(got, want, tol):
+    """The largest difference, over the largest number of the golden array, is at most tol."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert got.shape == want.shape
+    error = np.abs(got - want).max() / np.abs(want).max()
+    print(f"error {error:.1e}, allowed {tol:.0e}")
+    assert error <= tol, f"error {error:.2e} > {tol:.0e}"
+
+
 def ours(x):
     """(..., C, H, W) -> [..., H, W, C]."""
     return jnp.asarray(np.moveaxis(np.asarray(x), -3, -1))

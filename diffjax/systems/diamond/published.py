@@ -6,7 +6,7 @@ A file is a flat state dict of three networks, each behind its name and a dot; C
 | theirs | ours |
 |---|---|
 | `inner_model.` in front | nothing |
-| a number between dots: `d_blocks.0.resblocks.1` | joined to what is before: `d_blocks_0/resblocks_1` |
+| a number between dots: `d_blocks.0.conv1` | joined to what is before: `d_blocks_0/conv1` |
 | `weight` of rank 4, [out, in, height, width] | `kernel` [height, width, in, out] |
 | `weight` of rank 2, [out, in] | `kernel` [in, out] |
 | `weight` of rank 1 | `scale` |

@@ -1,7 +1,7 @@
 """DIAMOND's actor-critic at work: a policy and an environment, step by step, with a gradient.
 
 Alonso et al. 2024, released code. The environment is any pure function, an imagined world or a
-scripted one, so a whole rollout is one `lax.scan` through which the policy's loss is differentiated.
+scripted one, so a whole rollout is one `lax.scan`, and the policy's loss has a gradient through it.
 """
 
 from collections.abc import Callable
