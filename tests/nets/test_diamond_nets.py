@@ -45,7 +45,7 @@ def test_fourier_features():
     near(net.apply({"params": params}, g["fourier/in0"]), g["fourier/out"], 2e-5)
 
 
-@pytest.mark.parametrize("size", ["even", "odd"])
+@pytest.mark.parametrize("size", [pytest.param("even", marks=pytest.mark.slow), "odd"])
 def test_denoiser(size):
     g = {k.removeprefix(f"{size}/"): v for k, v in load("inner_model_tiny").items() if size in k}
     net, params = network("denoiser")
@@ -80,6 +80,14 @@ def test_reward_and_end():
     near(rew, g["logits_rew"], 5e-5)
     near(end, g["logits_end"], 5e-5)
     check_state(state, g, "")
+
+
+@pytest.mark.slow
+def test_reward_and_end_go_on():
+    g = load("rew_end_tiny")
+    net, params = network("rew_end_model")
+    run = jax.jit(lambda *args: net.apply({"params": params}, *args))
+    obs, act = ours(g["obs"]), g["act"]
     _, _, state = run(obs[:, :2], act[:, :2], obs[:, 1:3])
     check_state(state, g, "after2/")
     rew, end, state = run(obs[:, 2:3], act[:, 2:3], obs[:, 3:4], state)
@@ -108,6 +116,7 @@ def test_actor_critic():
             near(theirs(made), g["encoder_t0"], 5e-5)
 
 
+@pytest.mark.slow
 def test_initialisation():
     """Zero layers are zero, so that the first policy is uniform and F is a constant."""
     small = {"depths": (1, 1), "channels": (32, 32), "attention": (False, False)}
@@ -137,6 +146,7 @@ def test_initialisation():
     np.testing.assert_allclose(lstm["hh"]["kernel"] @ lstm["hh"]["kernel"].T, np.eye(16), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_half_precision():
     g = load("inner_model_tiny")
     net, params = network("denoiser")

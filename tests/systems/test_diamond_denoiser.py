@@ -71,8 +71,10 @@ def settings(name, **more):
     return Sampler(steps=given.pop("num_steps_denoising"), **given, **more)
 
 
-@pytest.mark.parametrize("unroll", [False, True])
-@pytest.mark.parametrize("name", ARITHMETIC)
+@pytest.mark.parametrize(
+    ("name", "unroll"),
+    [*((n, False) for n in ARITHMETIC), pytest.param("churn_heun5", True, marks=pytest.mark.slow)],
+)
 def test_arithmetic(name, unroll):
     """The k-th evaluation returns the k-th of the given estimates, whatever it is asked."""
     g = {k.removeprefix(f"{name}/"): v for k, v in load("sampler_arith").items() if name in k}
@@ -107,40 +109,52 @@ def bound(quantiser="none"):
     return sampling.bound(Denoiser(net, quantiser=quantiser), params, g["act"]), stacked(g["obs"])
 
 
-@pytest.mark.parametrize("name", ["euler3", "heun3", "churn_euler5"])
-def test_sampler(name):
-    """With the quantiser and without it: a frame a network makes."""
-    g = load("sampler_tiny")
-    drawn = ours(g[f"{name}/noise"])
+def sampled(name, quantiser):
+    """(the frame, the trace) of the tiny network with the golden draws."""
+    drawn = ours(load("sampler_tiny")[f"{name}/noise"])
     sampler = settings(name)
     churned = np.cumsum(sampler.hat() > sampler.grid()[:-1]) if sampler.s_churn else [0] * 5
     noise = lambda k: drawn[jnp.asarray(churned)[k]]
-    for quantiser in ("none", "floor"):
-        denoise, past = bound(quantiser)
-        run = jax.jit(lambda z, past: next_frame(sampler, denoise, z, past, noise, trace=True))
-        x, seen = run(drawn[0], past)
-        per_step = g[f"{name}/denoised"].shape[0] // sampler.steps + (sampler.order == 2)
-        if quantiser == "none":
-            near(theirs(x), g[f"{name}_noquant/traj"][-1], 1e-4)
-            near(theirs(seen.x), g[f"{name}_noquant/traj"], 1e-4)
-            near(theirs(seen.x0), g[f"{name}_noquant/denoised"][::per_step], 1e-4)
-        else:
-            off = np.abs(theirs(seen.x) - g[f"{name}/traj"])
-            print("pixels off", np.mean(off > 1e-4), "by", off.max())
-            assert np.mean(off > 1e-4) <= 0.01 and off.max() < 2.01 * 2 / 255
-            np.testing.assert_array_equal(quantise(x, "round"), x)
+    denoise, past = bound(quantiser)
+    run = jax.jit(lambda z, past: next_frame(sampler, denoise, z, past, noise, trace=True))
+    return run(drawn[0], past)
 
 
+slow = lambda *names: [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", ["euler3", *slow("heun3", "churn_euler5")])
+def test_sampler(name):
+    g = load("sampler_tiny")
+    x, seen = sampled(name, "floor")
+    off = np.abs(theirs(seen.x) - g[f"{name}/traj"])
+    print("pixels off", np.mean(off > 1e-4), "by", off.max())
+    assert np.mean(off > 1e-4) <= 0.01 and off.max() < 2.01 * 2 / 255
+    np.testing.assert_array_equal(quantise(x, "round"), x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["euler3", "heun3", "churn_euler5"])
+def test_sampler_without_the_quantiser(name):
+    g = load("sampler_tiny")
+    x, seen = sampled(name, "none")
+    calls = 1 + (name == "heun3")
+    near(theirs(x), g[f"{name}_noquant/traj"][-1], 1e-4)
+    near(theirs(seen.x), g[f"{name}_noquant/traj"], 1e-4)
+    near(theirs(seen.x0), g[f"{name}_noquant/denoised"][::calls], 1e-4)
+
+
+@pytest.mark.slow
 def test_starts():
     g, z = load("drift_init_modes"), ours(load("sampler_tiny")["euler3/noise"][0])
     denoise, past = bound()
     grid = Sampler().grid()
     near(grid / grid[0], g["residual_coeff"], 1e-6)
+    run = jax.jit(lambda x: next_frame(Sampler(), denoise, x, past, trace=True))
     for start in sampling.STARTS:
-        sampler = Sampler(start=start)
-        x, seen = jax.jit(lambda z, s=sampler: next_frame(s, denoise, z, past, trace=True))(z)
+        first = sampling.STARTS[start](z, np.float32(grid[0]), past[..., -3:])
+        x, seen = run(first)
         near(theirs(x), g[f"{start}/final"], 1e-4)
-        first = sampling.STARTS[start](z, grid[0], past[..., -3:])
         xs = np.stack([first, *seen.x[:-1]])
         c_in = coefficients()(jnp.asarray(grid[:-1], jnp.float32)).input
         rms = np.sqrt(np.mean(np.square(xs), (1, 2, 3, 4))) * c_in

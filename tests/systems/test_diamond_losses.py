@@ -49,9 +49,22 @@ def denoising():
     return params, jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
-def test_denoiser(denoising):
+@pytest.mark.slow
+def test_gradient_of_the_denoiser(denoising):
     g, (params, run) = load("denoiser_loss"), denoising
-    (loss, steps), gradient = run(params)
+    (loss, _), gradient = run(params)
+    near(loss, g["loss"], 1e-5)
+    check_norms(gradient, "denoiser", g["grad_names"], g["grad_norm_by_name"], 1e-4)
+    near(optax.global_norm(gradient), g["grad_norm_total"], 1e-4)
+
+
+def test_denoiser():
+    g = load("denoiser_loss")
+    net, params = network("denoiser")
+    run = jax.jit(
+        lambda p: losses.denoiser_loss(Denoiser(net), p, batch_of(g), draws(g), trace=True)
+    )
+    loss, steps = run(params)
     near(loss, g["loss"], 1e-5)
     for i, step in enumerate(steps):
         near(theirs(step.noisy), g[f"s{i}/noisy"], 5e-5)
@@ -61,10 +74,9 @@ def test_denoiser(denoising):
         near(step.loss, g[f"s{i}/loss"], 1e-5)
         off = np.abs(theirs(step.denoised) - g[f"s{i}/denoised"])
         assert np.mean(off > 1e-6) <= 0.005 and off.max() < 0.00785
-    check_norms(gradient, "denoiser", g["grad_names"], g["grad_norm_by_name"], 1e-4)
-    near(optax.global_norm(gradient), g["grad_norm_total"], 1e-4)
 
 
+@pytest.mark.slow
 def test_optimiser(denoising):
     g, (params, run) = load("optim_steps"), denoising
     s = optimizers.Settings(learning_rate=1e-3, warmup_steps=3)
@@ -94,10 +106,11 @@ def test_no_sample_counts():
 
 def test_draws_are_of_a_sample():
     keys = jax.random.split(jax.random.key(0), 3)
-    drawn = losses.draw(keys, (2, 5, 3), past_channels=12)
+    draw = jax.jit(lambda keys: losses.draw(keys, (2, 5, 3), past_channels=12))
+    drawn = draw(keys)
     shapes = [(3,), (3, 1, 1, 3), (3, 2, 5, 3), (3,), (3, 1, 1, 12), (3, 2, 5, 12)]
     assert [a.shape for a in jax.tree.leaves(drawn)] == shapes
-    alone = losses.draw(keys[1:2], (2, 5, 3), past_channels=12)
+    alone = draw(keys[1:2])
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1:2], b), drawn, alone)
     assert drawn.level[0] != drawn.past.level[0]
 
@@ -131,6 +144,7 @@ def test_what_decays(name):
     assert [s.b1, s.b2] == g["betas"] and s.eps == g["eps"]
 
 
+@pytest.mark.slow
 def test_reward_and_end():
     g = {k.removeprefix("loss/"): v for k, v in load("rew_end_tiny").items() if "loss/" in k}
     net, params = network("rew_end_model")
