@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from diamond_original import load, manifest, near, network, ours, rule, state_of, theirs
+from ml_collections import ConfigDict
 
+from diffjax import nets
+from diffjax.errors import UserError
 from diffjax.nets import diamond_blocks as blocks
 from diffjax.nets.actor_critic import ActorCritic
 from diffjax.nets.diamond_unet import DiamondUNet
@@ -167,3 +170,50 @@ def test_half_precision():
     rew, _, state = half({"params": params}, obs[:, :5], g["act"][:, :5], obs[:, 1:6])
     assert rew.dtype == state[0].dtype == jnp.float32
     near(rew, g["logits_rew"], 0.05)
+
+
+LEVELS = {"depths": [1, 2], "channels": [32, 64], "attention": [False, True], "dtype": "float32"}
+KINDS = {
+    "diamond_unet": {"cond_channels": 32, "told_past_noise": False, **LEVELS},
+    "reward_end": {"cond_channels": 16, "lstm_dim": 16, **LEVELS, "depths": [1, 1]},
+    "actor_critic": {
+        "lstm_dim": 16,
+        "channels": [32, 64],
+        "down": [True, True],
+        "dtype": "bfloat16",
+    },
+}
+
+
+def made(kind, **changed):
+    given = {"kind": kind, **KINDS.get(kind, {}), **changed}
+    return nets.make_world(ConfigDict(given), num_actions=5)
+
+
+def test_made_from_a_config():
+    assert made("diamond_unet") == network("denoiser").net
+    assert made("reward_end") == network("rew_end_model").net
+    assert made("actor_critic") == network("actor_critic").net.clone(dtype=jnp.bfloat16)
+    for kind in KINDS:
+        assert nets.sharding({"kind": kind}) == blocks.SHARDING
+    params = {"conv": {"kernel": jnp.zeros((3, 3, 1, 1)), "bias": jnp.zeros(1)}}
+    half = nets.rounded({"kind": "diamond_unet", "dtype": "bfloat16"}, params)
+    assert half["conv"]["kernel"].dtype == half["conv"]["bias"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "message"),
+    [
+        ("diamond_net", {}, "network.kind 'diamond_net' .did you mean 'diamond_unet'"),
+        ("diamond_unet", {"cond_channels": 20}, "cond_channels 20: a multiple of 8"),
+        ("diamond_unet", {"depths": [1]}, r"depths \(1,\) and channels \(32, 64\): one entry"),
+        ("diamond_unet", {"attention": [1, 0]}, "attention 1: True or False"),
+        ("diamond_unet", {"attention": "ab"}, "attention 'ab': a tuple of True and False"),
+        ("reward_end", {"channels": [32, 100]}, "layers of 100 channels"),
+        ("actor_critic", {"down": [True]}, r"down \(True,\) and channels"),
+        ("actor_critic", {"lstm_dim": 0}, "lstm_dim 0: a whole number above 0"),
+    ],
+)
+def test_configs_that_are_refused(kind, changed, message):
+    with pytest.raises(UserError, match=message):
+        made(kind, **changed)
