@@ -22,7 +22,7 @@ from diffjax.nets.group_norm import GroupNorm
 
 # Output channels over `tensor`, input channels over `fsdp`.
 SHARDING = (
-    (r"(linear|_linear|cond_proj_\d|head_\d|ih|hh)/kernel$", PartitionSpec("fsdp", "tensor")),
+    (r"(linear|merged|cond_proj_\d|head_\d|ih|hh)/kernel$", PartitionSpec("fsdp", "tensor")),
     (r"kernel$", PartitionSpec(None, None, "fsdp", "tensor")),
 )
 
@@ -70,14 +70,21 @@ class Norm(nn.Module):
 
 
 class AdaptiveNorm(nn.Module):
-    """Group normalisation, then scale and shift that a linear layer makes of `told` [B, E]."""
+    """Group normalisation, then scale and shift that a linear layer makes of `told` [B, E].
+
+    Where `told` is a dict, {path of a norm: [B, 2 C]}, that layer's work was done before.
+    """
 
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x, told):
         channels = x.shape[-1]
-        after = jnp.split(linear(2 * channels, told.shape[-1], "linear")(told), 2, -1)
+        if isinstance(told, dict):
+            made = told["/".join(self.path)]
+        else:
+            made = linear(2 * channels, told.shape[-1], "linear")(told)
+        after = jnp.split(made, 2, -1)
         return GroupNorm(groups(channels), EPS, self.dtype, affine=False)(x, after=after)
 
 

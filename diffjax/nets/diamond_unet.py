@@ -8,6 +8,8 @@ divide by anything: inside they are padded with zeros on the right and below.
 import chex
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
 
 from diffjax.nets.diamond_blocks import (
     Downsample,
@@ -53,6 +55,8 @@ class DiamondUNet(nn.Module):
       num_actions: how many there are; 0: the network is told none.
       image_channels: of a frame.
       told_past_noise: whether it is told how noisy the past frames are (CSGO).
+      merged: (path of an adaptive norm, numbers that it is told), ...: what `merged` says of its
+        parameters; () for a network as it is trained.
       dtype: compute type; see `diamond_blocks` for what is float32 always.
     """
 
@@ -63,6 +67,7 @@ class DiamondUNet(nn.Module):
     num_actions: int = 0
     image_channels: int = 3
     told_past_noise: bool = False
+    merged: tuple[tuple[str, int], ...] = ()
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -88,7 +93,10 @@ class DiamondUNet(nn.Module):
         return x.astype(jnp.float32)
 
     def tell(self, c_noise, act, c_noise_past):
-        """What the blocks are told, float32 [B, cond_channels] (or [1, ...] without actions)."""
+        """What the blocks are told, float32 [B, cond_channels] (or [1, ...] without actions).
+
+        Where layers are `merged`: {path of a norm: what its own layer makes of that}.
+        """
         c = self.cond_channels
         told = FourierEmbedding(c, scale=1.0, name="noise_emb")(c_noise)
         if self.told_past_noise:
@@ -103,7 +111,34 @@ class DiamondUNet(nn.Module):
             each = act.astype(jnp.float32) @ embed.embedding if several else embed(act)
             told = told + each.reshape(each.shape[0], c)
         told = nn.silu(linear(c, c, "cond_proj_0")(told))
-        return linear(c, c, "cond_proj_2")(told)
+        told = linear(c, c, "cond_proj_2")(told)
+        if not self.merged:
+            return told
+        paths, widths = zip(*self.merged)
+        made = linear(sum(widths), c, "merged")(told)
+        return dict(zip(paths, jnp.split(made, np.cumsum(widths)[:-1], -1)))
+
+
+def merged(net: DiamondUNet, params: dict) -> tuple[DiamondUNet, dict]:
+    """Returns a network that computes the same, with one layer for all that its norms are told.
+
+    A denoiser has two linear layers a block that all take one short vector, 44 for Atari: at batch
+    1 they cost an accelerator as much time as convolutions do. For sampling: the parameters of the
+    result have other names, and Adam would treat them alike.
+
+    Args:
+      params: of `net`, as it is trained.
+    """
+    flat = traverse_util.flatten_dict(params, sep="/")
+    layers = [path.removesuffix("/kernel") for path in flat if path.endswith("/linear/kernel")]
+    widths = [flat[f"{layer}/kernel"].shape[-1] for layer in layers]
+    taken = {f"{layer}/{name}" for layer in layers for name in ("kernel", "bias")}
+    kept = {path: array for path, array in flat.items() if path not in taken}
+    for name in ("kernel", "bias"):
+        parts = [flat[f"{layer}/{name}"] for layer in layers]
+        kept[f"merged/{name}"] = jnp.concatenate(parts, -1)
+    rows = tuple(zip((layer.removesuffix("/linear") for layer in layers), widths))
+    return net.clone(merged=rows), traverse_util.unflatten_dict(kept, sep="/")
 
 
 class UNet(nn.Module):

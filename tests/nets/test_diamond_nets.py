@@ -11,7 +11,7 @@ from diffjax import nets
 from diffjax.errors import UserError
 from diffjax.nets import diamond_blocks as blocks
 from diffjax.nets.actor_critic import ActorCritic
-from diffjax.nets.diamond_unet import DiamondUNet
+from diffjax.nets.diamond_unet import DiamondUNet, merged
 from diffjax.nets.edm_blocks import FourierEmbedding
 from diffjax.nets.reward_end import RewardEnd
 from diffjax.systems.diamond import published
@@ -117,6 +117,18 @@ def test_actor_critic():
         if t == 0:
             made = seen["intermediates"]["encoder"]["__call__"][0]
             near(theirs(made), g["encoder_t0"], 5e-5)
+
+
+@pytest.mark.slow
+def test_merged_layers():
+    """One layer for all norms computes the same."""
+    g = load("inner_model_tiny")
+    net, params = merged(*network("denoiser"))
+    assert not [path for path in trees.flatten(params) if "/linear/" in path]
+    args = ours(g["even/x"]), ours(g["even/obs"]), g["even/c_noise"], g["even/act"]
+    near(theirs(jax.jit(net.apply)({"params": params}, *args)), g["even/out"], 5e-5)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), *args)["params"]
+    trees.check(trees.flatten(params), shapes, "merged")
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 from diamond_original import GOLDEN, load, manifest, near, network, ours, theirs
 
 from diffjax.errors import UserError
-from diffjax.systems.diamond import losses, optimizers, published
+from diffjax.systems.diamond import losses, optimizers, published, sampling
 from diffjax.systems.diamond.denoiser import Denoiser
 from diffjax.weights import trees
 
@@ -102,6 +102,41 @@ def test_no_sample_counts():
     batch = {k: v[:, :4] for k, v in batch_of(g).items()}
     with pytest.raises(UserError, match="segments of 4 frames, of which 4 are past"):
         losses.denoiser_loss(Denoiser(None), {}, batch, draws(g))
+
+
+def test_bridge():
+    """Euler's method from the noised previous frame passes through what the bridge trains on."""
+    y, p, z = jax.random.normal(jax.random.key(0), (3, 1, 2, 2, 3))
+    sampler = sampling.Sampler(steps=5, start="prev_plus_sigma_max")
+    x, seen = sampling.next_frame(sampler, lambda *_: y, z, p, trace=True)
+    for sigma, passed in zip(sampler.grid()[1:], seen.x):
+        want = losses.OBJECTIVES["bridge"](y, p, sigma / sampler.sigma_max) + sigma * z
+        np.testing.assert_allclose(passed, want, atol=2e-6)
+    assert (losses.OBJECTIVES["bridge"](y, p, 1.5) == y + (p - y)).all()
+
+
+@pytest.mark.parametrize("objective", ["noised_prev", "bridge"])
+def test_objectives(objective):
+    """What is noised, with a network that answers 0: the frames are not needed for that."""
+    g = load("denoiser_loss")
+    zero = lambda params, x, *_: jnp.zeros_like(x)
+    denoiser = Denoiser(type("Net", (), {"apply": staticmethod(zero)}), sigma_offset=0.3)
+    batch, port = batch_of(g), draws(g)
+    run = lambda name: losses.denoiser_loss(
+        denoiser, {}, batch, port, objective=name, sigma_max=2.0, trace=True
+    )[1][0]
+    step, plain = run(objective), run("next")
+    y, p = batch["obs"][:, 4], batch["obs"][:, 3]
+    share = np.minimum(np.asarray(step.sigma) / 2, 1) if objective == "bridge" else np.ones(4)
+    moved = share[:, None, None, None] * np.asarray(p - y)
+    np.testing.assert_allclose(step.noisy - plain.noisy, moved, atol=1e-5)
+    c = denoiser.coefficients(step.sigma[:, None, None, None])
+    np.testing.assert_allclose(c.skip * step.noisy + c.out * step.target, y, atol=1e-5)
+
+
+def test_unknown_objective():
+    with pytest.raises(UserError, match="objective of DIAMOND's denoiser: 'prev'"):
+        losses.denoiser_loss(Denoiser(None), {}, {}, None, objective="prev")
 
 
 def test_draws_are_of_a_sample():

@@ -1,6 +1,7 @@
 """DIAMOND's published agents: names and sizes, forwards at full size, refusals."""
 
 import functools
+import re
 import zlib
 
 import jax
@@ -22,6 +23,7 @@ from relay_checkpoint import Tensor, write
 
 from diffjax.errors import UserError
 from diffjax.nets import actor_critic, diamond_unet, reward_end
+from diffjax.nets.diamond_blocks import SHARDING
 from diffjax.systems.diamond import published
 from diffjax.systems.diamond.denoiser import Denoiser
 from diffjax.weights import trees
@@ -60,6 +62,15 @@ def test_names_and_sizes(actions, count):
     sizes = [trees.flatten(getattr(agent, part).params) for part in ATARI]
     total = sum(a.size for part in sizes for path, a in part.items() if "freqs" not in path)
     assert total == count
+
+
+def test_every_kernel_has_a_sharding_of_its_rank():
+    agent = published.agent_of(blank(), "agent")
+    for part in ATARI:
+        for path, array in trees.flatten(getattr(agent, part).params).items():
+            specs = [spec for rule, spec in SHARDING if re.search(rule, path)]
+            wanted = [array.ndim] if path.endswith("kernel") else []
+            assert [len(spec) for spec in specs[:1]] == wanted, path
 
 
 @pytest.mark.slow

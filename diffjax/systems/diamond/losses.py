@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffjax.errors import UserError
+from diffjax.errors import UserError, choose
 from diffjax.systems.diamond.denoiser import Denoiser, Levels, pixelwise, stack
 
 # ---- the denoiser --------------------------------------------------------------------------------
@@ -65,6 +65,17 @@ def add_noise(draws: Draws, frames, levels: Levels, sigma_offset: float):
     return noisy, sigma
 
 
+# name -> (next frame y, frame before it p, sigma/sigma_max) -> what is noised, to find y in it.
+# "next" is as published. The others make a start from the noised previous frame one that training
+# knows (`sampling.STARTS`): "noised_prev" is the authors' proposal, literally, and "bridge" what
+# Euler's method passes through on its way from p + sigma_max z to y.
+OBJECTIVES = {
+    "next": lambda y, p, ratio: y,
+    "noised_prev": lambda y, p, ratio: p,
+    "bridge": lambda y, p, ratio: y + jnp.minimum(ratio, 1) * (p - y),
+}
+
+
 class Step(NamedTuple):
     """What one autoregressive step of `denoiser_loss` saw, [B, H, W, ...] but the last two.
 
@@ -92,6 +103,8 @@ def denoiser_loss(
     draws: Callable[[int], Draws],
     levels: Levels = Levels(),
     past_frames: int = 4,
+    objective: str = "next",
+    sigma_max: float = 5.0,
     trace: bool = False,
 ):
     """The mean of |F - (y - c_skip x)/c_out|^2 over autoregressive steps, as (loss, [Step]).
@@ -107,14 +120,18 @@ def denoiser_loss(
         "low" [B, T, H, W, C], for an upsampler: every frame as it was blown up, beside which the
         network sees the frames before it.
       draws: i -> the `Draws` of step i. Where they have `past`, the past frames get noise too.
+      objective: one of `OBJECTIVES`: what is noised. Without offset noise the target of
+        "noised_prev" grows without bound towards small noise.
+      sigma_max: where the sampler starts; only "bridge" looks at it.
       trace: whether the list has the steps, else it is empty.
 
     Returns:
       (scalar, list). A step whose samples are all padding counts as 0; in the original it is NaN.
 
     Raises:
-      UserError: no frame after the past ones.
+      UserError: no frame after the past ones, or another objective.
     """
+    clean = choose(objective, OBJECTIVES, "objective of DIAMOND's denoiser:")
     frames, steps = batch["obs"], batch["obs"].shape[1] - past_frames
     if steps < 1:
         raise UserError(
@@ -130,7 +147,9 @@ def denoiser_loss(
         if "low" in batch:
             past = jnp.concatenate([past, batch["low"][:, at]], -1)
         act = batch["act"][:, i:at] if "act" in batch else None
-        noisy, sigma = add_noise(drawn, target_frame, levels, denoiser.sigma_offset)
+        ratio = pixelwise(levels(drawn.level)) / sigma_max
+        noised = clean(target_frame, frames[:, at - 1], ratio)
+        noisy, sigma = add_noise(drawn, noised, levels, denoiser.sigma_offset)
         output = denoiser.output(params, noisy, sigma, past, act, sigma_past)
         c = denoiser.coefficients(sigma)
         target = (target_frame - pixelwise(c.skip) * noisy) / pixelwise(c.out)
