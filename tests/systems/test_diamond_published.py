@@ -190,6 +190,10 @@ ZERO = np.zeros(1, np.float32)
 HUGE = np.broadcast_to(np.float32(0), (1, 1 << 17))
 BLOCK = "denoiser__inner_model__unet__d_blocks__{}__resblocks__0__conv1__weight"
 DEEP = {BLOCK.format(i): np.zeros((64, 64, 3, 3), np.float32) for i in range(4, 12)}
+LONG = {
+    BLOCK.replace("__0__conv1", f"__{i}__conv1").format(0): np.zeros((64, 64, 3, 3), np.float32)
+    for i in range(20)
+}
 BAD = {
     "not an agent": ({}, "no state dict of an agent"),
     "a list": ([ZERO], "no state dict of an agent"),
@@ -221,6 +225,15 @@ BAD = {
         changed(denoiser__inner_model__conv_in__kernel=ZERO),
         "two arrays for 'conv_in/kernel'",
     ),
+    "channels of no group": (
+        changed(**{BLOCK.format(0): np.zeros((100, 64, 3, 3), np.float32)}),
+        "its weights' shapes are of no network",
+    ),
+    "more actions told than there is room": (
+        changed(denoiser__inner_model__act_emb__0__weight=np.zeros((4, 512), np.float32)),
+        "sees 12 channels of the past, told 0 actions",
+    ),
+    "many blocks": (changed(**LONG), "a network of 4 levels, of .20, 2, 2, 2. blocks"),
     "many levels": (changed(**DEEP), "a network of 12 levels"),
 }
 
@@ -247,6 +260,10 @@ def test_a_file(tmp_path):
         net, params = network(part)
         assert getattr(agent, part).net == net
         jax.tree.map(np.testing.assert_array_equal, getattr(agent, part).params, params)
+    back = published.state_dict({part: getattr(agent, part).params for part in tiny})
+    assert back.keys() == state.keys()
+    for name, array in back.items():
+        np.testing.assert_array_equal(array, state[name].array)
 
 
 def test_no_file(tmp_path):

@@ -44,7 +44,8 @@ class World(NamedTuple):
       act: int32 [B, n]; the last is overwritten by the next action.
       state: of the reward and end model.
       length: int32 [B], steps since each began.
-      cursor: int32, the next of `Starts` that is not used yet.
+      cursor: int32, the next of `Starts` that is not used yet. Whoever brings new starts, between
+        updates and before it reaches their number, sets it to 0.
     """
 
     obs: jax.Array

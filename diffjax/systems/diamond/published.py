@@ -31,8 +31,9 @@ from diffjax.nets.reward_end import RewardEnd
 from diffjax.weights import reading, trees
 
 RECURRENT = re.compile(r"(weight|bias)_(ih|hh)(_l0)?")
-# Of any size that is read off a weight, and of levels: a file could ask for more than it has.
-LARGEST, MOST_LEVELS = 1 << 16, 8
+# Of any size that is read off a weight, of levels and of blocks in one: a file could ask for more
+# than it has.
+LARGEST, MOST_LEVELS, MOST_BLOCKS = 1 << 16, 8, 16
 
 
 def to_params(state: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
@@ -93,6 +94,16 @@ def from_params(params: dict[str, np.ndarray], network: str) -> dict[str, np.nda
         name = re.sub(r"_(\d+)(?=\.)", r".\1", ".".join([*parents, last]))
         state[f"inner_model.{name}" if network in ("denoiser", "upsampler") else name] = array
     return state
+
+
+def state_dict(params: dict[str, dict]) -> dict[str, np.ndarray]:
+    """Returns the flat state dict of a whole agent, of {network: its params}; the inverse of
+    `agent_of`, for other programs."""
+    return {
+        f"{network}.{name}": array
+        for network, tree in params.items()
+        for name, array in from_params(trees.flatten(tree), network).items()
+    }
 
 
 class Network(NamedTuple):
@@ -156,7 +167,10 @@ def network_of(state: dict[str, np.ndarray], network: str, where: str) -> Networ
     where = f"{where}: {network}"
     params = to_params(state, where)
     net, inputs = MAKERS[network](params, where)
-    like = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
+    try:
+        like = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
+    except (TypeError, ValueError) as error:  # channels that do not divide into groups or heads
+        raise UserError(f"{where}: its weights' shapes are of no network") from error
     return Network(net, trees.fit(params, like, where))
 
 
@@ -185,8 +199,8 @@ def _levels(params: dict, where: str, prefix: str) -> dict:
         attention.append(f"{first}attn/qkv_proj/kernel" in params)
     if not depths:
         raise UserError(f"{where}: no weights named '{prefix}0/resblocks_0/conv1/kernel'")
-    if len(depths) > MOST_LEVELS + 1:
-        raise UserError(f"{where}: a network of {len(depths)} levels")
+    if len(depths) > MOST_LEVELS + 1 or max(depths) > MOST_BLOCKS:
+        raise UserError(f"{where}: a network of {len(depths)} levels, of {depths} blocks")
     return {"depths": tuple(depths), "channels": tuple(channels), "attention": tuple(attention)}
 
 
@@ -207,7 +221,7 @@ def _denoiser(params: dict, where: str) -> tuple:
         actions = _size(params, where, "act_emb_0/embedding", 0)
         frames = cond // _size(params, where, "act_emb_0/embedding", 1)
         act = _whole(1, frames)
-        if cond % frames or past != frames * image:
+        if not frames or cond % frames or past != frames * image:
             raise UserError(f"{where}: sees {past} channels of the past, told {frames} actions")
     net = DiamondUNet(
         cond,

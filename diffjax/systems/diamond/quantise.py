@@ -3,7 +3,9 @@
 x = 2 k/255 - 1 for k = 0..255, in float32. The released code truncates where it quantises, and so
 does "floor": continuous values lose half a level on average, and since 2 k/255 - 1 is rounded down
 for k = 1..63, these levels lose one each time that they are quantised again. "round" has neither
-fault. Floats are looked up in a table: a compiler that multiplies by 1/255 gets other last bits.
+fault. "clip" only keeps the range, as the released training did with the frames that it fed back
+before October 2024. Floats are looked up in a table: a compiler that multiplies by 1/255 gets other
+last bits.
 """
 
 import jax
@@ -38,12 +40,13 @@ def round_level(x: jax.Array) -> jax.Array:
 QUANTISERS = {
     "floor": lambda x: to_float(floor_level(x)),
     "round": lambda x: to_float(round_level(x)),
+    "clip": lambda x: jnp.clip(x, -1, 1),
     "none": lambda x: x,
 }
 
 
 def quantise(x: jax.Array, how: str = "floor") -> jax.Array:
-    """x of any shape -> the float32 levels that `how`, one of `QUANTISERS`, takes it to.
+    """x of any shape, float32 -> what `how`, one of `QUANTISERS`, makes of it.
 
     Raises:
       UserError: another `how`.
