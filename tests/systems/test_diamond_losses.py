@@ -115,6 +115,7 @@ def test_bridge():
     assert (losses.OBJECTIVES["bridge"](y, p, 1.5) == y + (p - y)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["noised_prev", "bridge"])
 def test_objectives(objective):
     """What is noised, with a network that answers 0: the frames are not needed for that."""
@@ -139,6 +140,7 @@ def test_unknown_objective():
         losses.denoiser_loss(Denoiser(None), {}, {}, None, objective="prev")
 
 
+@pytest.mark.slow
 def test_draws_are_of_a_sample():
     keys = jax.random.split(jax.random.key(0), 3)
     draw = jax.jit(lambda keys: losses.draw(keys, (2, 5, 3), past_channels=12))

@@ -233,6 +233,14 @@ BAD = {
         changed(denoiser__inner_model__act_emb__0__weight=np.zeros((4, 512), np.float32)),
         "sees 12 channels of the past, told 0 actions",
     ),
+    "no channels": (
+        changed(rew_end_model__encoder__conv_in__weight=np.zeros((32, 1, 3, 3), np.float32)),
+        "its weights' shapes are of no network",
+    ),
+    "other actions": (
+        changed(rew_end_model__act_emb__weight=np.zeros((6, 128), np.float32)),
+        r"its networks know \[4, 6\] actions",
+    ),
     "many blocks": (changed(**LONG), "a network of 4 levels, of .20, 2, 2, 2. blocks"),
     "many levels": (changed(**DEEP), "a network of 12 levels"),
 }

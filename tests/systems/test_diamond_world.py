@@ -73,6 +73,7 @@ def test_starts_run_out(world, starts):
     np.testing.assert_array_equal(two.act, starts.act[:2])
 
 
+@pytest.mark.slow
 def test_draws_do_not_depend_on_the_batch():
     key = jax.random.key(3)
 

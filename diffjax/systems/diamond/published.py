@@ -155,6 +155,9 @@ def agent_of(tree, where: str) -> Agent:
     if "denoiser" not in parts:
         raise UserError(f"{where}: no denoiser in it")
     made = {prefix: network_of(part, prefix, where) for prefix, part in parts.items()}
+    actions = {n.net.num_actions for prefix, n in made.items() if prefix != "upsampler"}
+    if len(actions) > 1:
+        raise UserError(f"{where}: its networks know {sorted(actions)} actions")
     return Agent(*(made.get(prefix) for prefix in MAKERS), made["denoiser"].net.num_actions)
 
 
@@ -169,7 +172,7 @@ def network_of(state: dict[str, np.ndarray], network: str, where: str) -> Networ
     net, inputs = MAKERS[network](params, where)
     try:
         like = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
-    except (TypeError, ValueError) as error:  # channels that do not divide into groups or heads
+    except (TypeError, ValueError, ArithmeticError) as error:  # channels of no group or no head
         raise UserError(f"{where}: its weights' shapes are of no network") from error
     return Network(net, trees.fit(params, like, where))
 

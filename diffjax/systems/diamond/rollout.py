@@ -94,7 +94,8 @@ def rollout(
     Returns:
       (Trajectory, env, Seat): the last two are where the next rollout goes on.
     """
-    policy = jax.checkpoint(lambda obs, state: net.apply({"params": params}, obs, state))
+    apply = lambda obs, state: net.apply({"params": params}, obs, state)
+    policy = jax.checkpoint(apply, prevent_cse=False)  # a scan keeps the two computations apart
 
     def anew(state: State, outcome: Outcome, dead) -> State:
         """The memory after a step in which some ended."""
