@@ -8,6 +8,7 @@ and s stands in all of EDM's coefficients, c_noise too. Samplers tell sigma and 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ class Denoiser:
       quantiser: Q, one of `quantise.QUANTISERS`.
     """
 
-    net: Callable
+    net: Any
     sigma_data: float = 0.5
     sigma_offset: float = 0.3
     quantiser: str = "floor"
