@@ -17,13 +17,12 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from diffjax.metrics import kid
+from diffjax.metrics import kid, whitening
 from diffjax.metrics.features import FeatureNet, extract
 from diffjax.weights import trees
 
 WIDTHS = (16, 32, 64, 96, 128)
 FEATURES = 64
-LIMIT, RIDGE = 3.0, 1e-3  # of whitened features; of their mean variance
 MAX_BLUR, MAX_NOISE = 2.0, 0.15  # pixels; of pictures in [-1, 1]
 
 
@@ -91,17 +90,9 @@ def train(source, path: Path, steps: int, batch: int = 64) -> None:
         lambda x: module.apply({"params": params}, x.astype(jnp.float32) / 127.5 - 1)[0]
     )
     seen = np.concatenate([features(x) for x in np.array_split(source.images, len(images) // 16)])
-    mean, white = whitening(seen.astype(np.float64))
-    arrays = {"net": params, "mean": mean, "white": white}
+    white = whitening.measure(seen)
+    arrays = {"net": params, "mean": white.mean, "white": white.matrix}
     trees.save(arrays, path, {"loss": f"{float(value):.4f}", "classes": str(source.num_classes)})
-
-
-def whitening(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float32 (mean [D], W [D, D]): (features - mean) @ W has the covariance 1, but for a ridge."""
-    covariance = np.cov(features.T)
-    ridge = RIDGE * np.trace(covariance) / len(covariance)
-    values, vectors = np.linalg.eigh(covariance + ridge * np.eye(len(covariance)))
-    return features.mean(0).astype(np.float32), (vectors / np.sqrt(values)).astype(np.float32)
 
 
 def load(path: Path, classes: int, shape) -> FeatureNet:
@@ -119,8 +110,8 @@ def load(path: Path, classes: int, shape) -> FeatureNet:
     )
 
     def features(params, images):
-        white = (run(params, images)[0] - params["mean"]) @ params["white"]
-        return jnp.clip(white, -LIMIT, LIMIT)
+        white = whitening.Whitening(params["mean"], params["white"])
+        return white(run(params, images)[0])
 
     def spatial(params, images):
         found = run(params, images)[3][..., :4]

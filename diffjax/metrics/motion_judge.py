@@ -6,6 +6,7 @@ only numbers on one file, whose hash `MotionJudge.version` tells, compare with e
 A classifier of contents and styles that is trained on clean clips becomes blind to how generated
 motion goes wrong: too smooth, or trembling. So half of the clips it learns from are smoothed in
 time or carry noise, and linear heads, dropped after training, ask its features how much of each.
+Features are whitened on the clips that it was trained on (`whitening`).
 """
 
 import functools
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from diffjax.errors import UserError
 from diffjax.metrics import judging, kid
+from diffjax.metrics.whitening import Whitening, measure
 from diffjax.nets.motion_classifier import MotionClassifier
 from diffjax.weights import trees
 
@@ -42,6 +44,7 @@ class MotionJudge(NamedTuple):
       mean: float32 [D], std: float32 [3, D]: of the numbers, and of their first and second
         differences in time: what clips are standardised with.
       heads: {what is classified: names of its classes}, in the network's order.
+      white: what its features go through last.
       version: the first 16 digits of its file's SHA-256; "" before it is saved.
     """
 
@@ -50,6 +53,7 @@ class MotionJudge(NamedTuple):
     mean: np.ndarray
     std: np.ndarray
     heads: dict[str, tuple[str, ...]]
+    white: Whitening
     version: str = ""
 
 
@@ -120,7 +124,7 @@ def train(
     batch: int = 64,
     seed: int = 0,
     exponent: float = 2.0,
-    amounts_weight: float = 100.0,
+    amounts_weight: float = 4.0,
     width: int = 96,
     features: int = 64,
     progress: bool = False,
@@ -133,8 +137,7 @@ def train(
       clips: float [n, N, D], in the units of the data; lengths: int [n], frames that count.
       labels: {head: int [n]}. heads: {head: names of its classes}.
       exponent: as in `augment`.
-      amounts_weight: of how much a clip was spoiled, beside 1 for each head: more makes a judge
-        that sees spoiled clips better and tells classes apart worse. Try it with `trial`.
+      amounts_weight: of how much a clip was spoiled, beside 1 for each head. Try it with `trial`.
       width, features: of the network.
       progress: whether to show a bar.
 
@@ -185,7 +188,9 @@ def train(
             params, state, value = step(params, state, i)
             if i % 50 == 0:
                 bar.set_postfix(loss=f"{value:.3f}")
-    return MotionJudge(module, jax.device_get(params["net"]), mean, std, dict(heads))
+    nothing = Whitening(np.zeros(features, np.float32), np.eye(features, dtype=np.float32))
+    judge = MotionJudge(module, jax.device_get(params["net"]), mean, std, dict(heads), nothing)
+    return judge._replace(white=measure(_seen(judge, clips, lengths).features))
 
 
 def _moments(clips, mask) -> tuple[np.ndarray, np.ndarray]:
@@ -218,6 +223,12 @@ def see(judge: MotionJudge, clips, lengths, batch: int = 256) -> Seen:
     Args:
       clips: float [n, N, D], in the units of the data; lengths: int [n], frames that count.
     """
+    seen = _seen(judge, clips, lengths, batch)
+    return seen._replace(features=judge.white(seen.features))
+
+
+def _seen(judge: MotionJudge, clips, lengths, batch: int = 256) -> Seen:
+    """`see` before the features are whitened."""
     clips, lengths = np.asarray(clips, np.float32), np.asarray(lengths)
     chex.assert_rank([clips, lengths], [3, 1])
     run, parts = _compiled(judge.module), []
@@ -293,7 +304,12 @@ def save(judge: MotionJudge, path: Path) -> MotionJudge:
     """Writes a judge as safetensors; returns it with the file's hash for a version."""
     about = {"heads": judge.heads, "numbers": len(judge.mean)}
     about |= {"width": judge.module.width, "features": judge.module.features}
-    tree = {"net": judge.params, "mean": judge.mean, "std": judge.std}
+    tree = {
+        "net": judge.params,
+        "mean": judge.mean,
+        "std": judge.std,
+        "white": judge.white._asdict(),
+    }
     trees.save(tree, Path(path), {KEY: json.dumps(about)})
     return judge._replace(version=_hash(Path(path)))
 
@@ -318,9 +334,12 @@ def load(path: Path) -> MotionJudge:
     module = MotionClassifier(tuple(map(len, heads.values())), width, features)
     empty = jnp.zeros((1, 1, 3 * numbers)), jnp.ones((1, 1), bool)
     net = jax.eval_shape(module.init, jax.random.key(0), *empty)["params"]
-    row = lambda *shape: jax.ShapeDtypeStruct((*shape, numbers), jnp.float32)
-    tree = trees.fit(flat, {"net": net, "mean": row(), "std": row(3)}, str(path))
-    return MotionJudge(module, tree["net"], tree["mean"], tree["std"], heads, _hash(path))
+    array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    white = {"mean": array(features), "matrix": array(features, features)}
+    like = {"net": net, "mean": array(numbers), "std": array(3, numbers), "white": white}
+    tree = trees.fit(flat, like, str(path))
+    white = Whitening(**tree.pop("white"))
+    return MotionJudge(module, tree["net"], tree["mean"], tree["std"], heads, white, _hash(path))
 
 
 def _hash(path: Path) -> str:

@@ -173,7 +173,7 @@ class _Scene:
             if self.parents[joint] >= 0:
                 colour = self.colours[joint]
                 if pale:
-                    colour = tuple(int(GIVEN * 255 + (1 - GIVEN) * c) for c in colour)
+                    colour = _pale(colour)
                 a, b = points[self.parents[joint]], points[joint]
                 pen.line([a, b], colour, thick)
                 for x, y in (a, b):  # round ends
@@ -197,12 +197,31 @@ class _Scene:
                 pen.line(project(np.array(ends, float)), LINE, SMOOTH)
 
 
+def _swatches(frame: Image.Image) -> Image.Image:
+    """The frame with all colours of a body below it, which the first frame need not show: it may be
+    one that was given."""
+    width, height = frame.size
+    sheet = Image.new("RGB", (width, height + 80), "white")
+    sheet.paste(frame)
+    pen = ImageDraw.Draw(sheet)
+    colours = [LEFT, RIGHT, MIDDLE, STANDING]
+    colours += [_pale(colour) for colour in colours[:3]]
+    for i, colour in enumerate(colours):
+        pen.rectangle((0, height + 10 * i, width, height + 10 * i + 9), colour)
+    return sheet
+
+
+def _pale(colour: tuple[int, int, int]) -> tuple[int, ...]:
+    return tuple(int(GIVEN * 255 + (1 - GIVEN) * c) for c in colour)
+
+
 def _write_gif(frames: Iterator[Image.Image], path: Path, fps: float) -> None:
     first = next(frames)
-    palette = first.quantize(48, dither=Image.Dither.NONE)
+    palette = _swatches(first).quantize(64, dither=Image.Dither.NONE)
+    first = first.quantize(palette=palette, dither=Image.Dither.NONE)
     few = (f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames)
     duration = max(20, round(100 / fps) * 10)
-    palette.save(
+    first.save(
         path, format="GIF", save_all=True, append_images=few, duration=duration, loop=0, disposal=1
     )
 

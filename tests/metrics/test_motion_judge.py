@@ -31,7 +31,7 @@ def made_up(n: int, seed: int):
 
 @pytest.fixture(scope="module")
 def judge():
-    how = {"steps": 1000, "batch": 32, "width": 16, "features": 16, "amounts_weight": 16}
+    how = {"steps": 600, "batch": 32, "width": 16, "features": 16}
     return motion_judge.train(*made_up(200, 0), HEADS, **how)
 
 
@@ -66,6 +66,7 @@ def test_it_comes_back_from_a_file(judge, tmp_path):
     assert motion_judge.save(other, tmp_path / "other.safetensors").version != saved.version
 
 
+@pytest.mark.slow
 def test_the_same_seed_is_the_same_judge():
     short = {"steps": 2, "batch": 8, "width": 8, "features": 4, "seed": 3}
     a, b = (motion_judge.train(*made_up(20, 0), HEADS, **short) for _ in range(2))

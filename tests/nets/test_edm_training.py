@@ -98,6 +98,7 @@ def by_name(tree):
     return np.array([np.linalg.norm(flat[name]) for name in sorted(flat)]), sorted(flat)
 
 
+@pytest.mark.slow
 def test_steps(steps, golden):
     seen, _, _ = steps
     g = golden("train_steps")
@@ -122,6 +123,7 @@ def test_steps(steps, golden):
     assert worst["parameters"] < 1e-3 and worst["ema"] < 1e-3
 
 
+@pytest.mark.slow
 def test_what_the_steps_learnt(steps, tiny, golden, near):
     _, params, average = steps
     case, g = tiny("ddpmpp"), golden("train_steps")

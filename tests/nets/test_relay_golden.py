@@ -79,6 +79,7 @@ def test_published_imagenet_without_augmentation_labels():
     assert "map_augment/kernel" not in flat
 
 
+@pytest.mark.slow
 def test_pictures_that_are_not_square():
     network = ConfigDict({**TINY, "attn_resolutions": (16, 8)})
     net = nets.make(network, channels=3, num_classes=0, shape=(16, 24, 3))

@@ -57,6 +57,7 @@ def mesh():
     return meshes.make_mesh(meshes.LOCAL)
 
 
+@pytest.mark.slow
 def test_a_chain_is_its_stages_one_after_another(chain, mesh):
     parts = [systems.load(run)[0] for run in chain]
     params = [sampling.load_params(s, run, mesh)[0] for s, run in zip(parts, chain)]
@@ -77,6 +78,7 @@ def test_a_chain_is_its_stages_one_after_another(chain, mesh):
     assert np.abs(np.int32(image) - got["image"]).max() <= 1
 
 
+@pytest.mark.slow
 def test_the_first_stages_sampler(chain, mesh):
     # CelebA-HQ's: with no new noise it is Heun's method, and eta is the share of it.
     system, _ = systems.load(chain[0])
@@ -125,6 +127,7 @@ def test_parents_request(chain):
             ask(parent=text)
 
 
+@pytest.mark.slow
 def test_a_parent_that_another_run_guides(chain, mesh, tmp_path):
     first = shutil.copytree(chain[0], tmp_path / "worse")
     weights = {k: 0.5 * v for k, v in trees.load(first / sampling.WEIGHTS).items()}
