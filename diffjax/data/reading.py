@@ -32,6 +32,15 @@ def not_found(place: Path) -> UserError:
     return UserError(f"{place}: no such file or folder{near if near.startswith(' (did') else ''}")
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text is one that UTF-8 can hold: file names and NumPy's texts need not be."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def size_text(n: int) -> str:
     return f"{n / 2**30:.1f} GiB" if n >= 1 << 30 else f"{n / 2**20:.1f} MiB"
 

@@ -59,7 +59,7 @@ def of_images(source, metric: str, net: str, *, limit: int = 50_000, sharding=No
         labels = np.asarray(source.labels)[at]
         right = lambda pictures, labels: see(pictures, "probs").argmax(1) == np.asarray(labels)
         real = right(images, labels)
-        parts = lambda n: [real[o] for o in _orders(len(real), n)]
+        parts = lambda n: [real[o] for o in _orders(len(real), min(n, len(real) // 2))]
         floor = lambda n: float(np.std([part.mean() for part in parts(n)], ddof=1))
         return Judge(made.name, made.version, sign, lambda o: _share(right(**_named(o))), floor)
     output = report.METRICS[metric].output

@@ -184,7 +184,7 @@ def joint_speed(joints, fps: float, mask=None) -> np.ndarray:
     joints, inside = _moves(joints, mask)
     speed = fps * np.linalg.norm(np.diff(joints, axis=1), axis=-1).mean(-1)
     with np.errstate(invalid="ignore"):
-        return np.sum(speed * inside, 1) / np.sum(inside, 1)
+        return np.sum(np.where(inside, speed, 0), 1) / np.sum(inside, 1)
 
 
 class FootSkate(NamedTuple):
@@ -245,6 +245,6 @@ def foot_skate(
     return FootSkate(
         ratio=share(sliding, total),
         of_contact=share(sliding, standing),
-        speed=share(fps * np.sum(moved * contact), contact.sum()),
+        speed=share(fps * np.sum(moved[contact]), contact.sum()),
         contact=share(standing, total),
     )

@@ -5,7 +5,7 @@ only numbers on one file, whose hash `MotionJudge.version` tells, compare with e
 
 A classifier of contents and styles that is trained on clean clips becomes blind to how generated
 motion goes wrong: too smooth, or trembling. So half of the clips it learns from are smoothed in
-time or carry noise, and linear heads, dropped after training, ask its features how much of each.
+time, half carry noise, and linear heads, dropped after training, ask its features how much of each.
 Features are whitened on the clips that it was trained on (`whitening`).
 """
 
@@ -205,7 +205,9 @@ def _moments(clips, mask) -> tuple[np.ndarray, np.ndarray]:
 
 def _check(clips, lengths, labels, heads) -> None:
     chex.assert_rank([clips, lengths], [3, 1])
-    if not len(clips) or lengths.min() < 1 or lengths.max() > clips.shape[1]:
+    if len(clips) < 2:
+        raise UserError(f"a judge cannot learn from {len(clips)} clips")
+    if lengths.min() < 1 or lengths.max() > clips.shape[1]:
         raise UserError(f"clips {clips.shape}: each needs from 1 to {clips.shape[1]} frames")
     if not np.isfinite(clips[masks(lengths, clips.shape[1])]).all():
         raise UserError("clips have values that are not finite")
@@ -329,7 +331,7 @@ def load(path: Path) -> MotionJudge:
         sizes = [width, features, numbers, *map(len, heads.values())]
         if not all(type(n) is int and 0 < n <= LARGEST for n in sizes) or not heads:
             raise ValueError(f"sizes {sizes}")
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: not a judge of motion ({error!r})") from error
     module = MotionClassifier(tuple(map(len, heads.values())), width, features)
     empty = jnp.zeros((1, 1, 3 * numbers)), jnp.ones((1, 1), bool)

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from diffjax.errors import UserError
-from diffjax.run.films import _write_mp4
+from diffjax.run.films import write_mp4
 
 MAX_FRAMES = 20_000
 PALETTE_FROM = 32  # frames of a clip that its 256 colours are chosen from
@@ -27,7 +27,7 @@ def save_clip(frames: np.ndarray, path: str | Path, fps: float = 15.0, scale: in
       UserError: another ending, no ffmpeg for an MP4, or other frames.
     """
     path, frames = Path(path), _checked(frames)
-    writers = {".gif": _write_gif, ".mp4": _write_mp4}
+    writers = {".gif": _write_gif, ".mp4": write_mp4}
     if path.suffix.lower() not in writers:
         raise UserError(f"{path}: a clip must end in .gif or .mp4")
     if not 0 < fps <= 1000:

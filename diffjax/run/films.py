@@ -1,5 +1,6 @@
 """Motion for a person to look at: stick figures as a GIF, or as an MP4 where ffmpeg is there."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -62,7 +63,7 @@ def save_film(
     if not motions:
         raise UserError(f"{path}: no motions to draw")
     fps = fps or skeleton.fps
-    writers = {".gif": _write_gif, ".mp4": _write_mp4}
+    writers = {".gif": _write_gif, ".mp4": write_mp4}
     if path.suffix.lower() not in writers:
         raise UserError(f"{path}: a film must end in .gif or .mp4")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +174,7 @@ class _Scene:
             if self.parents[joint] >= 0:
                 colour = self.colours[joint]
                 if pale:
-                    colour = _pale(colour)
+                    colour = tuple(_paler(colour).astype(int).tolist())
                 a, b = points[self.parents[joint]], points[joint]
                 pen.line([a, b], colour, thick)
                 for x, y in (a, b):  # round ends
@@ -183,8 +184,12 @@ class _Scene:
         return image.reduce(SMOOTH)
 
     def _floor(self, pen, project, t: int, reach: float) -> None:
-        """Half-metre lines that stay where they are in the world, so that walking is seen."""
-        cell, half = 0.5, np.ceil(1.3 * reach / 0.5) * 0.5
+        """Half-metre lines that stay where they are in the world, so that walking is seen.
+
+        Wider apart where a body is far too large, as one that a diverged network made may be.
+        """
+        cell = 0.5 * 2 ** np.ceil(np.log2(max(1.0, reach / 8)))
+        half = np.ceil(1.3 * reach / cell) * cell
         x0, z0 = np.floor(self.follow[t, [0, 2]] / cell) * cell
         low = np.array([[x0 - half, z0 - half], [x0 + half + cell, z0 + half + cell]])
         corners = [(low[i, 0], 0.0, low[j, 1]) for i, j in ((0, 0), (1, 0), (1, 1), (0, 1))]
@@ -197,33 +202,29 @@ class _Scene:
                 pen.line(project(np.array(ends, float)), LINE, SMOOTH)
 
 
-def _swatches(frame: Image.Image) -> Image.Image:
-    """The frame with all colours of a body below it, which the first frame need not show: it may be
-    one that was given."""
-    width, height = frame.size
-    sheet = Image.new("RGB", (width, height + 80), "white")
-    sheet.paste(frame)
-    pen = ImageDraw.Draw(sheet)
-    colours = [LEFT, RIGHT, MIDDLE, STANDING]
-    colours += [_pale(colour) for colour in colours[:3]]
-    for i, colour in enumerate(colours):
-        pen.rectangle((0, height + 10 * i, width, height + 10 * i + 9), colour)
-    return sheet
-
-
-def _pale(colour: tuple[int, int, int]) -> tuple[int, ...]:
-    return tuple(int(GIVEN * 255 + (1 - GIVEN) * c) for c in colour)
-
-
 def _write_gif(frames: Iterator[Image.Image], path: Path, fps: float) -> None:
-    first = next(frames)
-    palette = _swatches(first).quantize(64, dither=Image.Dither.NONE)
-    first = first.quantize(palette=palette, dither=Image.Dither.NONE)
+    palette = _palette()
     few = (f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames)
     duration = max(20, round(100 / fps) * 10)
-    first.save(
+    next(few).save(
         path, format="GIF", save_all=True, append_images=few, duration=duration, loop=0, disposal=1
     )
+
+
+def _palette() -> Image.Image:
+    """An image with all colours of a film and what is between them and their ground: those of one
+    frame would not do for another, in which a foot stands or that is paler."""
+    white, pens = np.array([255.0] * 3), np.array([LEFT, RIGHT, MIDDLE, STANDING, PATH, TEXT])
+    colours = [white, np.array(FLOOR), np.array(LINE), (white + LINE) / 2]
+    for pen in (*pens, *_paler(pens[:3])):
+        colours += [pen + share * (white - pen) for share in (0.0, 0.25, 0.5, 0.75)]
+    image = Image.new("P", (1, 1))
+    image.putpalette(np.round(colours).astype(np.uint8).tobytes())
+    return image
+
+
+def _paler(colour):
+    return GIVEN * 255 + (1 - GIVEN) * np.asarray(colour)
 
 
 def ffmpeg() -> str:
@@ -241,7 +242,7 @@ def ffmpeg() -> str:
         ) from None
 
 
-def _write_mp4(frames: Iterator[Image.Image], path: Path, fps: float) -> None:
+def write_mp4(frames: Iterator[Image.Image], path: Path, fps: float) -> None:
     program = ffmpeg()
     first = next(frames)
     width, height = (v // 2 * 2 for v in first.size)  # the codec takes even sides only
@@ -250,7 +251,7 @@ def _write_mp4(frames: Iterator[Image.Image], path: Path, fps: float) -> None:
     words += ["-pix_fmt", "yuv420p", "-crf", "18", str(path)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
-            for frame in [first, *frames]:
+            for frame in itertools.chain([first], frames):
                 process.stdin.write(frame.crop((0, 0, width, height)).tobytes())
         except BrokenPipeError:  # it says why below
             pass

@@ -27,7 +27,7 @@ def read(text: str) -> np.ndarray | None:
     if text.endswith(".json"):
         found = cli.read_json(Path(text).expanduser(), "grid")
         times = found.get("grid") if isinstance(found, dict) else None
-        number = lambda t: isinstance(t, int | float) and not isinstance(t, bool)
+        number = lambda t: isinstance(t, float) or (type(t) is int and abs(t) < 1 << 63)
         if not isinstance(times, list) or not all(map(number, times)):
             raise UserError(f'--grid {text}: holds no {{"grid": [times]}}')
     elif text[:1].isdigit() or "," in text:

@@ -93,12 +93,30 @@ def test_no_worse_on_constructed_numbers():
     # Two networks must agree; three are a mean with Student's t.
     assert no_worse([1.05, 1.05], [1, 1])["verdict"] == "holds"
     assert no_worse([1.05, 1.2], [1, 1])["verdict"] == "undecided"
+    found = no_worse([1.0, 1.05], [1, 1])  # each alone, though an interval over two is too wide
+    assert found["verdict"] == "holds" and found["high"] > 0
+    # M is each one's own of two, and that of the mean of three.
+    assert no_worse([0.51, 1.55], [0.5, 1.5])["verdict"] == "holds"
+    assert no_worse([0.58, 1.58], [0.5, 1.5])["verdict"] == "undecided"
+    assert no_worse([0.58, 1.08, 1.58], [0.5, 1, 1.5])["value"] == pytest.approx(-0.02)
+    assert no_worse([0.58, 1.08, 1.58], [0.5, 1, 1.5])["verdict"] == "holds"
     found = no_worse([1.0, 1.02, 1.04], [1, 1, 1])
     assert (found["value"], found["margin"]) == (pytest.approx(-0.08), pytest.approx(0.1))
     assert found["high"] == pytest.approx(-0.08 + 4.303 * 0.02 / 3**0.5, rel=1e-3)
     assert found["verdict"] == "holds"
     assert no_worse([1.0, 1.1, 1.2], [1, 1, 1])["verdict"] == "undecided"
     assert no_worse([1.30, 1.31, 1.32], [1, 1, 1])["verdict"] == "does not hold"
+
+
+def test_the_margin_of_one_network_varies_with_its_samples():
+    # Loss 0.05 of every part; the reference's tenth, and so M, differs from part to part.
+    x = np.random.default_rng(3).normal(1, 0.2, 64)
+    found = intervals.no_worse(
+        [lambda keep: x[keep].mean() + 0.05], [lambda keep: x[keep].mean()], 64, share=0.1
+    )
+    mean = intervals.jackknife(lambda keep: x[keep].mean(), 64)
+    assert found["loss"]["high"] - found["loss"]["low"] == pytest.approx(0)
+    assert found["high"] == pytest.approx(0.05 - 0.1 * mean["low"])
 
 
 def test_better_on_constructed_numbers():

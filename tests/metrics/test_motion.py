@@ -42,6 +42,8 @@ def test_r_precision_of_known_ranks():
         2 / 3,
         1,
     ]
+    tied = motion.r_precision(np.zeros((64, 1)), np.zeros((64, 1)))
+    assert tied.tolist() == [1 / 32, 2 / 32, 3 / 32]
 
 
 def test_diversity_of_a_gaussian():
@@ -92,6 +94,25 @@ def test_feet_that_slip():
     assert motion.foot_skate(jumping, [1], 10, mask)[:2] == (1, 1)
     assert np.isnan(motion.foot_skate(walker(0.0), [2], 10).speed)
     assert motion.foot_skate(walker(0.0), [2], 10).ratio == 0
+
+
+def test_a_foot_stands_in_both_frames_and_two_that_slip_are_one_frame():
+    joints = np.zeros((1, 3, 2, 3))
+    joints[0, :, :, 2] = 0.04 * np.arange(3)[:, None]
+    assert motion.foot_skate(joints, [0, 1], 10)[:2] == (1, 1)
+    joints[0, 0, :, 1] = 0.2  # comes down
+    found = motion.foot_skate(joints, [0, 1], 10)
+    assert (found.ratio, found.contact) == (0.5, 0.5)
+    joints[0, :, :, 1] = [[0], [0], [0.2]]  # goes up
+    assert motion.foot_skate(joints, [0, 1], 10).contact == 0.5
+
+
+def test_what_is_behind_the_end_may_be_anything():
+    joints, mask = walker(0.03), np.arange(11)[None] < 6
+    want = motion.foot_skate(joints[:, :6], [1, 2], 10), motion.joint_speed(joints[:, :6], 10)
+    joints[:, 6:] = np.nan
+    got = motion.foot_skate(joints, [1, 2], 10, mask), motion.joint_speed(joints, 10, mask)
+    assert got[0] == pytest.approx(want[0]) and got[1] == pytest.approx(want[1])
 
 
 def test_speed():

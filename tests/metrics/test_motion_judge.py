@@ -112,6 +112,7 @@ def test_refusals(judge, tmp_path):
     bad = [
         ((clips, lengths * 0, labels, HEADS), "from 1 to 24 frames"),
         ((clips * np.nan, lengths, labels, HEADS), "not finite"),
+        ((clips[:1], lengths[:1], labels, HEADS), "cannot learn from 1 clips"),
         ((clips, lengths, {"content": labels["content"]}, HEADS), "must be the same"),
         ((clips, lengths, {**labels, "style": labels["style"] + 1}, HEADS), "from 0 to 2"),
     ]
@@ -119,6 +120,10 @@ def test_refusals(judge, tmp_path):
         with pytest.raises(UserError, match=words):
             motion_judge.train(*given, steps=1)
     trees.save({"a": np.zeros(2, np.float32)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="not a judge of motion"):
+        motion_judge.load(tmp_path / "a.safetensors")
+    about = {motion_judge.KEY: 100_000 * "["}
+    trees.save({"a": np.zeros(2, np.float32)}, tmp_path / "a.safetensors", about)
     with pytest.raises(UserError, match="not a judge of motion"):
         motion_judge.load(tmp_path / "a.safetensors")
     (tmp_path / "b.safetensors").write_text("no")

@@ -1,5 +1,6 @@
 import shutil
 import stat
+import weakref
 
 import numpy as np
 import pytest
@@ -55,6 +56,23 @@ def test_given_frames_are_pale(motions):
     assert colours(frames[2], films.LEFT) == 0 < colours(frames[15], films.LEFT)
 
 
+def test_a_gif_has_the_colours_of_every_frame(motions, tmp_path):
+    joints, skeleton = motions
+    given = [np.arange(20) < 10]
+    films.save_film(joints[:1], skeleton, tmp_path / "a.gif", size=120, given=given)
+    want = list(films.film(joints[:1], skeleton, size=120, given=given))
+    with Image.open(tmp_path / "a.gif") as film:
+        frames = [f.convert("RGB") for f in ImageSequence.Iterator(film)]
+    for colour in (films.LEFT, films.RIGHT, films.MIDDLE, films.STANDING):
+        for k in (0, 15):
+            assert colours(frames[k], colour) == pytest.approx(colours(want[k], colour), abs=12)
+
+
+def test_a_body_that_flew_apart_is_drawn_at_once(motions):
+    joints, skeleton = motions
+    next(films.film([joints[0] * 1e9], skeleton, size=40))
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -87,6 +105,15 @@ def test_an_mp4_is_fed_to_ffmpeg_frame_by_frame(motions, tmp_path, monkeypatch):
     tool.write_text('#!/bin/sh\nfor last; do :; done\n{ echo "$@"; wc -c; } > "$last"\n')
     tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setattr(films.shutil, "which", lambda name: str(tool))
+    alive, drawn = [], films.film
+
+    def watched(*args):
+        for frame in drawn(*args):
+            alive.append(weakref.ref(frame))
+            assert sum(ref() is not None for ref in alive) < 5, "frames are not kept"
+            yield frame
+
+    monkeypatch.setattr(films, "film", watched)
     films.save_film(motions[0], motions[1], tmp_path / "a.mp4", size=61)
     said, count = (tmp_path / "a.mp4").read_text().splitlines()
     assert "-s 122x60" in said and "-r 20" in said

@@ -7,6 +7,7 @@ joint's whole translation and take the place of its OFFSET. Units are the file's
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from diffjax.errors import UserError
 MAX_BYTES = 1 << 26
 MAX_NODES = 1024
 MAX_FRAMES = 1 << 20
-MAX_PLACES = 1 << 24  # joints times frames
+# Joints times frames. A row may be shorter than its joints are many, so that a small file could
+# ask for much room; three numbers a joint fill MAX_BYTES about here.
+MAX_PLACES = 1 << 22
 MAX_NUMBER = 1e9
 CHANNELS = ("Xposition", "Yposition", "Zposition", "Xrotation", "Yrotation", "Zrotation")
 _BY_LOWER = {name.lower(): name for name in CHANNELS}
@@ -69,9 +72,12 @@ class Clip:
 
 
 def read(path: Path) -> Clip:
-    """Reads a BVH file; raises `UserError` as `parse`, and for one of more than MAX_BYTES."""
+    """Reads a BVH file; raises `UserError` as `parse`, and for one of more than MAX_BYTES.
+
+    Names in another encoding than UTF-8 have escapes for their bytes, by which they still differ.
+    """
     path = Path(path)
-    return parse(read_file(path, MAX_BYTES).decode("utf-8", "replace"), str(path))
+    return parse(read_file(path, MAX_BYTES).decode("utf-8-sig", "backslashreplace"), str(path))
 
 
 def parse(text: str, name: str = "BVH") -> Clip:
@@ -124,11 +130,11 @@ class _Lines:
     def word(self, wanted: str) -> str:
         """Takes a line that begins with the word `wanted`, returns the rest."""
         line = self.take(wanted)
-        rest = line[len(wanted) :]
-        whole = not rest or rest[0].isspace() or wanted.endswith(":")
-        if not line.lower().startswith(wanted.lower()) or not whole:
+        words = re.escape(wanted).replace(r"\ ", r"\s+").replace(":", r"\s*:")
+        found = re.match(words if wanted.endswith(":") else words + r"(?!\S)", line, re.IGNORECASE)
+        if not found:
             raise self.error(f"expected {wanted}, found {line[:40]!r}")
-        return rest.strip()
+        return line[found.end() :].strip()
 
     def numbers(self, text: str, count: int, what: str) -> list[float]:
         words = text.split()
@@ -296,9 +302,12 @@ def to_text(clip: Clip) -> str:
 
     Raises:
       UserError: a joint that rotates and has one or two rotation channels, or moves against its
-        OFFSET and has no position channels.
+        OFFSET and has no position channels; a name that would break the file.
     """
     blocks = []
+    for name in clip.hierarchy.names:
+        if [name] != name.strip().splitlines() or set(name) & set("{}"):
+            raise UserError(f"joint {name[:40]!r} has a name that a BVH file cannot hold")
     for node, channels in enumerate(clip.hierarchy.channels):
         order = "".join(c[0].lower() for c in channels if c.endswith("rotation"))
         columns = {}
@@ -360,5 +369,5 @@ def write(clip: Clip, path: Path) -> None:
     text, path = to_text(clip), Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, "utf-8", "backslashreplace")
     os.replace(temporary, path)

@@ -19,11 +19,12 @@ from diffjax.data.motion import bvh, humanact12, rigs
 from diffjax.data.motion.base import SPLITS
 from diffjax.data.motion.skeletons import read_json
 from diffjax.data.motion.sources import SKELETON_FROM, Take, Takes
-from diffjax.data.reading import read_file, reading
+from diffjax.data.reading import is_unicode, read_file, reading
 from diffjax.errors import UserError, did_you_mean
 
 MAX_TABLE_BYTES = 1 << 26
 MAX_FILES = 1 << 20
+SKELETON_PLACES = 1 << 18  # joints times frames of each file that the skeleton is told from
 
 
 def list_takes(folder: Path, fps: float) -> Takes:
@@ -41,7 +42,7 @@ def list_takes(folder: Path, fps: float) -> Takes:
     captions, splits = read_captions(folder, names), read_splits(folder, names)
     labels = _labels(folder, names)
     some = np.unique(np.linspace(0, len(names) - 1, min(len(names), SKELETON_FROM)).astype(int))
-    first = [bvh.read(folder / names[i]) for i in some]
+    first = [_some_frames(bvh.read(folder / names[i])) for i in some]
     for i, clip in zip(some, first, strict=True):
         if clip.hierarchy.names != first[0].hierarchy.names:
             raise UserError(
@@ -69,6 +70,14 @@ def list_takes(folder: Path, fps: float) -> Takes:
     return Takes(takes, skeleton, rig, tuple(sorted(set(labels.values()))))
 
 
+def _some_frames(clip: bvh.Clip) -> bvh.Clip:
+    """Returns a clip of which a few frames in even steps are left, if it is long: the skeleton is
+    told from many clips at once."""
+    step = -(-len(clip) * len(clip.hierarchy) // SKELETON_PLACES)
+    parts = (a[::step].copy() for a in (clip.rotations, clip.positions))
+    return bvh.Clip(clip.hierarchy, *parts, clip.frame_time * step)
+
+
 def list_files(folder: Path) -> list[str]:
     """Returns the .bvh files under a folder, sorted, relative, with "/"; links are followed."""
     names, seen = [], set()
@@ -88,6 +97,9 @@ def list_files(folder: Path) -> list[str]:
         raise humanact12.refusal(pickle)
     if not names:
         raise UserError(f"{folder}: no .bvh files in it")
+    odd = next((name for name in names if not is_unicode(name)), None)
+    if odd is not None:
+        raise UserError(f"{folder}: {ascii(odd)} is no name in UTF-8; rename it")
     return sorted(names)
 
 
@@ -128,7 +140,8 @@ def read_captions(folder: Path, names: Sequence[str]) -> dict[str, tuple]:
     with reading(path):
         text = read_file(path, MAX_TABLE_BYTES).decode("utf-8-sig")
     rows = csv.DictReader(io.StringIO(text, newline=""))
-    columns = [str(c).strip().lower() for c in rows.fieldnames or ()]
+    with reading(path):
+        columns = [str(c).strip().lower() for c in rows.fieldnames or ()]
     rows.fieldnames = columns
     if not {"file", "caption"} <= set(columns):
         found = ", ".join(columns)[:80]
@@ -171,7 +184,7 @@ def read_splits(folder: Path, names: Sequence[str]) -> dict[str, str]:
         path = folder / f"{split}.txt"
         if path.is_file():
             with reading(path):
-                lines = read_file(path, MAX_TABLE_BYTES).decode("utf-8").splitlines()
+                lines = read_file(path, MAX_TABLE_BYTES).decode("utf-8-sig").splitlines()
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     file = _known(line, names, stems, f"{path}: line {number}")

@@ -13,6 +13,7 @@ from diffjax.data.motion import bvh, features
 from diffjax.data.motion import rotations as rot
 from diffjax.data.motion.rigs import Rig
 from diffjax.data.motion.skeletons import Skeleton
+from diffjax.errors import UserError
 
 CENTIMETRE = 0.01
 STRETCH = 2e-5  # of the height: a joint off its bone by more gets position channels
@@ -172,6 +173,8 @@ def on_rig(
             bones = [(vector, targets[:, joint] - here) for joint, vector in aims[node]]
             turn = _fitted(turn, bones)
             channels[node] = _with_rotation(channels[node])
+        elif abs(rest[node, 1:]).max() > 1e-7:  # a mean over frames is no turn about one axis
+            channels[node] = _with_rotation(channels[node])
         world.append(turn)
         where.append(here)
         positions.append(place)
@@ -196,6 +199,8 @@ def _aims(rig: Rig, skeleton: Skeleton) -> list[list[tuple[int, np.ndarray]]]:
     for joint in skeleton.order:
         path = [rig.hierarchy.parents[rig.nodes[joint]]]
         while path[-1] != rig.nodes[skeleton.parents[joint]]:
+            if path[-1] < 0:
+                raise UserError(f"rig: {skeleton.names[joint]!r} is not below its parent's node")
             path.append(rig.hierarchy.parents[path[-1]])
         vector = places[rig.nodes[joint]]
         while len(path) > 1 and any(np.linalg.norm(places[n]) > near for n in path[:-1]):

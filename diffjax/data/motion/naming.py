@@ -19,8 +19,13 @@ _MIRROR |= {"right": "left", "counterclockwise": "clockwise"}
 _MIRROR |= {"anticlockwise": "clockwise", "counter-clockwise": "clockwise"}
 _MIRROR |= {"anti-clockwise": "clockwise", "leftward": "rightward", "rightward": "leftward"}
 _MIRROR |= {"leftwards": "rightwards", "rightwards": "leftwards"}
+_MIRROR |= {"leftmost": "rightmost", "rightmost": "leftmost"}
+_MIRROR |= {"counter clockwise": "clockwise", "anti clockwise": "clockwise"}
+_WORDS = "|".join(sorted(_MIRROR, key=len, reverse=True))
+# A word by itself, or inside a name such as TurnLeft or leftTurn.
 _MIRRORED = re.compile(
-    r"(?<![a-z])(" + "|".join(sorted(_MIRROR, key=len, reverse=True)) + r")(?![a-z])", re.IGNORECASE
+    rf"(?i:(?<![a-z])(?:{_WORDS})(?![a-z]))|(?<=[a-z])(?:Left|Right)(?![a-z])"
+    "|(?<![A-Za-z])(?:[Ll]eft|[Rr]ight)(?=[A-Z])"
 )
 
 
@@ -38,6 +43,9 @@ def other_side(name: str) -> tuple[str, ...]:
         if word.lower() in _SWAP:
             other = _like(_SWAP[word.lower()], word)
             found.append("".join([*words[:i], other, *words[i + 1 :]]))
+    for word, other in (("left", "right"), ("right", "left")):  # lefthand and LEFTHAND
+        if name.lower().startswith(word) and (name.islower() or name.isupper()):
+            found.append(_like(other, name) + name[len(word) :])
     first = name[:1]
     # lfemur and LUArm, without anything between
     if first in ("l", "r") or (first in ("L", "R") and name[1:2].isupper()):

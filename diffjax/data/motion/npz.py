@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from diffjax.data.base import MAX_CLASSES
 from diffjax.data.motion.rigs import Rig, rig_from_json
 from diffjax.data.motion.skeletons import Skeleton, from_json
 from diffjax.data.motion.sources import Take, Takes
 from diffjax.data.npz import read_array
-from diffjax.data.reading import open_zip, reading
+from diffjax.data.reading import is_unicode, open_zip, reading
 from diffjax.errors import UserError
 
 MAX_BYTES = 1 << 32
@@ -82,6 +83,8 @@ def read_takes(path: Path, fps: float) -> Takes:
         value = read_array(archive, key, kinds, MAX_BYTES if key == "joints" else MAX_TABLE_BYTES)
         if count is not None and value.shape != (count,):
             raise UserError(f"{path}: {key} has shape {value.shape}, expected ({count},)")
+        if value.dtype.kind == "U" and not all(map(is_unicode, value.ravel().tolist())):
+            raise UserError(f"{path}: {key} has a text that is no Unicode")
         return value
 
     def parsed(key: str, make):
@@ -115,9 +118,12 @@ def read_takes(path: Path, fps: float) -> Takes:
     names, splits = array("names", "U", n), array("splits", "U", n)
     texts, owners = array("captions", "U"), array("caption_of", "iu")
     if labels is not None:
-        kinds = kinds.ravel() if kinds is not None else np.arange(labels.max() + 1).astype("U")
-        if labels.min() < 0 or labels.max() >= len(kinds):
-            raise UserError(f"{path}: labels must be 0 to {len(kinds) - 1}")
+        high = MAX_CLASSES if kinds is None else kinds.size
+        if labels.min() < 0 or labels.max() >= high:
+            raise UserError(f"{path}: labels must be 0 to {high - 1}")
+        kinds = kinds.ravel() if kinds is not None else np.arange(int(labels.max()) + 1).astype("U")
+        if len(set(kinds.tolist())) != len(kinds):
+            raise UserError(f"{path}: two classes have one name")
     captions: list[list] = [[] for _ in range(n)]
     if texts is not None:
         good = owners is not None and texts.shape == owners.shape and texts.ndim == 1

@@ -90,6 +90,8 @@ def open_motion(
         raise UserError(f"{path}: no split {split!r}{did_you_mean(split, SPLITS)}")
     if not 2 <= min_frames <= max_frames <= 1 << 16:
         raise UserError(f"min_frames {min_frames} and max_frames {max_frames} must be 2 to 65536")
+    if not 0 < fps <= 1e4:
+        raise UserError(f"fps is {fps}, expected a positive number")
     place = Path(path).expanduser()
     if path == "walker":
         found = walker_takes(fps)
@@ -191,7 +193,7 @@ def build(
         train = clips if split == "train" else list(items("train", mirror))
         if not train:
             raise UserError(f"{name}: the split 'train' is empty, so there are no statistics")
-        statistics = measure(clip[len(clip) - new :] for clip, *_, new in train)
+        statistics = measure(clip[new] for clip, *_, new in train)
     clips, names, labels, captions, _ = zip(*clips, strict=True)
     return MotionSource(
         clips=clips,
@@ -209,8 +211,8 @@ def build(
 
 
 def _items(take: Take, joints, skeleton, fps, max_frames, min_frames, how: dict):
-    """Yields (features, name, label, captions, new) of each clip that a take gives; its last `new`
-    frames are in no clip before it."""
+    """Yields (features, name, label, captions, new) of each clip that a take gives; `new`, bool, is
+    True for those of its frames that are in no clip before it."""
     if len(joints) <= min_frames:
         return
     rows = features.extract(joints, skeleton, **how)
@@ -218,15 +220,18 @@ def _items(take: Take, joints, skeleton, fps, max_frames, min_frames, how: dict)
     parts = [(0, len(rows), whole)]
     for text, start, end in take.captions:
         if start or end:
+            if start * fps >= len(rows):
+                raise UserError(f"caption {text[:40]!r} starts at {start:g} s, behind the end")
             parts.append((int(start * fps), min(int(end * fps), len(rows)), (text,)))
     if len(parts) > 1 and not whole:
         parts = parts[1:]
+    seen = np.zeros(len(rows), bool)
     for first, last, texts in parts:
-        seen = 0
         for a, b in windows(last - first, max_frames):
             if b - a >= min_frames:
-                yield rows[first + a : first + b], take.name, take.label, texts, b - max(a, seen)
-                seen = b
+                part = slice(first + a, first + b)
+                yield rows[part], take.name, take.label, texts, ~seen[part]
+                seen[part] = True
 
 
 def _mirrored(take: Take, classes: Sequence[str]) -> Take:

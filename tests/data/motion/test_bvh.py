@@ -53,6 +53,8 @@ def test_line_ends_tabs_braces_and_case_do_not_matter():
     packed = ARM.replace("\n{", " {").replace("\t", "  ")
     for text in (ARM.replace("\n", "\r\n"), ARM.replace("\t", " "), packed, "\n\n" + ARM + "\n\n"):
         np.testing.assert_array_equal(bvh.forward(bvh.parse(text))[0], want)
+    spaced = ARM.replace("Frames:", "Frames :").replace("Frame Time", "frame\ttime")
+    np.testing.assert_array_equal(bvh.forward(bvh.parse(spaced))[0], want)
     odd = ARM.replace("JOINT", "Joint").replace("Xposition", "XPOSITION").replace("Site", "site")
     np.testing.assert_array_equal(bvh.forward(bvh.parse(odd))[0], want)
 
@@ -116,6 +118,10 @@ def test_hostile_sizes_are_refused_before_they_take_room(tmp_path, monkeypatch):
     deep += "".join(f"JOINT j{i} {{\nOFFSET 0 0 1\n" for i in range(1100))
     with pytest.raises(UserError, match="more than 1024 joints"):
         bvh.parse(deep)
+    few = "HIERARCHY\nROOT a {\nOFFSET 0 0 0\nCHANNELS 1 Xrotation\n"
+    few += "".join(f"JOINT j{i} {{\nOFFSET 0 0 1\n}}\n" for i in range(1000))
+    with pytest.raises(UserError, match="16000 frames of 1001 joints, the limit is"):
+        bvh.parse(few + "}\nMOTION\nFrames: 16000\nFrame Time: 0.1\n" + "0\n" * 16000)
     monkeypatch.setattr(bvh, "MAX_PLACES", 5)
     with pytest.raises(UserError, match="2 frames of 3 joints, the limit is 5"):
         bvh.parse(ARM)
@@ -195,6 +201,22 @@ def test_what_channels_cannot_say_is_refused():
     turned[:, 2] = rot.about("z", np.ones(2))
     with pytest.raises(UserError, match="'Hand' rotates and has no three rotation channels"):
         bvh.to_text(bvh.Clip(hinge, turned, clip.positions, 0.05))
+
+
+def test_names_in_any_encoding_stay_apart(tmp_path):
+    text = ARM.replace("Upper Arm", "\u5de6\u624b").replace("Hand", "\u53f3\u624b")
+    for encoding in ("utf-8", "utf-8-sig", "shift_jis"):
+        (tmp_path / "in.bvh").write_bytes(text.encode(encoding))
+        clip = bvh.read(tmp_path / "in.bvh")
+        assert len(set(clip.hierarchy.names)) == 3
+        bvh.write(clip, tmp_path / "out.bvh")
+        assert bvh.read(tmp_path / "out.bvh").hierarchy == clip.hierarchy
+    assert "Frames: 2" in (tmp_path / "out.bvh").read_text("utf-8")
+    for name in ("a\nb", "a}", " a"):
+        names = (name, *clip.hierarchy.names[1:])
+        bad = dataclasses.replace(clip, hierarchy=dataclasses.replace(clip.hierarchy, names=names))
+        with pytest.raises(UserError, match="a name that a BVH file cannot hold"):
+            bvh.to_text(bad)
 
 
 def test_writing_replaces_a_file_whole(tmp_path):

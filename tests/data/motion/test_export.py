@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from diffjax.data.motion import bvh, export, features, rigs
+from diffjax.data.motion import rotations as rot
 from diffjax.data.motion.skeletons import HUMANML3D, KIT
+from diffjax.errors import UserError
 
 
 def generated(joints, skeleton, seed=0):
@@ -87,6 +89,28 @@ def test_hinges_and_chosen_joints(people):
     joints = rigs.joints_of(clips[2], rig)
     clip = bvh.parse(bvh.to_text(export.on_rig(joints, skeleton, rig)))
     assert abs(rigs.joints_of(clip, rig) - joints).max() < 1e-4 * skeleton.height
+
+
+def test_a_hinge_at_the_end_of_a_limb_is_written(people):
+    clips, _, _ = people
+    hand = clips[0].hierarchy.names.index("LeftHand")
+    channels = list(clips[0].hierarchy.channels)
+    channels[hand] = ("Xrotation",)
+    hierarchy = dataclasses.replace(clips[0].hierarchy, channels=tuple(channels))
+    turned = clips[0].rotations.copy()
+    turned[:, hand] = rot.about("x", np.linspace(0.3, 0.6, len(turned)))
+    clip = dataclasses.replace(clips[0], hierarchy=hierarchy, rotations=turned)
+    skeleton, rig = rigs.derive([clip], fps=20)
+    joints = rigs.joints_of(clip, rig)
+    back = bvh.parse(bvh.to_text(export.on_rig(joints, skeleton, rig)))
+    assert abs(rigs.joints_of(back, rig) - joints).max() < 1e-4 * skeleton.height
+
+
+def test_a_rig_of_another_tree_is_refused(people):
+    clips, skeleton, rig = people
+    joints = rigs.joints_of(clips[0], rig)
+    with pytest.raises(UserError, match="rig: .* is not below its parent's node"):
+        export.on_rig(joints, skeleton, dataclasses.replace(rig, nodes=rig.nodes[::-1]))
 
 
 @pytest.mark.parametrize("skeleton", [HUMANML3D, KIT], ids=["humanml3d", "kit"])

@@ -47,6 +47,18 @@ TOOLS = {
         "{}Thigh,{}Shin,{}Foot,{}Toe",
         ("L", "R"),
     ),
+    "lower": (
+        "hips,spine,chest,neck,head",
+        "{}arm,{}forearm,{}hand",
+        "{}upleg,{}leg,{}foot,{}toes",
+        ("left", "right"),
+    ),
+    "upper": (
+        "HIPS,SPINE,CHEST,NECK,HEAD",
+        "{}ARM,{}FOREARM,{}HAND",
+        "{}UPLEG,{}LEG,{}FOOT,{}TOES",
+        ("LEFT", "RIGHT"),
+    ),
     "suffix": (
         "Hips,Spine,Chest,Neck,Head",
         "UpperArm_{},LowerArm_{},Hand_{}",
@@ -266,3 +278,8 @@ def test_mirrored_texts():
     assert naming.mirror_text(text) == seen and naming.mirror_text(seen) == text
     assert naming.mirror_text("walk_left") == "walk_right"
     assert naming.mirror_text("turns anti-clockwise") == "turns clockwise"
+    assert naming.mirror_text("turns counter clockwise") == "turns clockwise"
+    assert naming.mirror_text("the leftmost") == "the rightmost"
+    for name, other in (("TurnLeft", "TurnRight"), ("rightKick", "leftKick"), ("Left2", "Right2")):
+        assert naming.mirror_text(name) == other
+    assert naming.mirror_text("Cleft Leftover uprightly") == "Cleft Leftover uprightly"

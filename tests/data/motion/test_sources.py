@@ -1,11 +1,12 @@
 import json
+import os
 import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from diffjax.data.motion import base, bvh, features, rigs, sources, walker
+from diffjax.data.motion import base, bvh, bvh_folder, features, rigs, sources, walker
 from diffjax.data.motion import rotations as rot
 from diffjax.data.motion.npz import write_npz
 from diffjax.data.motion.skeletons import HUMANML3D
@@ -135,6 +136,15 @@ def test_captions_of_parts_are_clips_of_their_own(copied):
     assert source.captions == (("whole",), ("part",), ("only a part",), ())
     assert source.lengths.tolist() == [59, 30, 30, 59]
     np.testing.assert_array_equal(source.features(1), source.features(0)[20:50])
+    # The part is in the whole already; an end behind the clip's is the clip's.
+    (copied / "captions.csv").write_text(
+        "caption,file,end,start\nwhole,walk/0,,\npart,walk/0,99,1\nonly a part,walk/1,1.5,0\n"
+    )
+    late = sources.open_motion(str(copied))
+    assert late.lengths.tolist() == [59, 39, 30, 59]
+    np.testing.assert_array_equal(late.statistics.mean, source.statistics.mean)
+    frames = np.concatenate([source.features(i) for i in (0, 2, 3)])
+    np.testing.assert_allclose(source.statistics.mean, frames.mean(0), atol=1e-6)
 
 
 def test_long_clips_are_cut_into_parts_that_cover_them(folder):
@@ -154,6 +164,20 @@ def test_statistics_count_each_frame_once(folder):
     assert len(cut) > 3 * len(whole)
     np.testing.assert_allclose(cut.statistics.mean, whole.statistics.mean, atol=1e-6)
     np.testing.assert_allclose(cut.statistics.std, whole.statistics.std, atol=1e-6)
+
+
+def test_the_skeleton_of_long_files_is_told_from_some_of_their_frames(folder, monkeypatch):
+    want = sources.open_motion(str(folder), "val").skeleton
+    monkeypatch.setattr(bvh_folder, "SKELETON_PLACES", 19 * 30)
+    read, given = rigs.derive, []
+    monkeypatch.setattr(
+        rigs, "derive", lambda some, *a, **k: given.extend(some) or read(some, *a, **k)
+    )
+    found = sources.open_motion(str(folder), "val").skeleton
+    assert [len(clip) for clip in given] == [30] * 12
+    assert given[0].frame_time == pytest.approx(0.1, rel=1e-5)
+    np.testing.assert_allclose(found.lengths, want.lengths, atol=1e-6)
+    assert found.directions == want.directions and found.chains == want.chains
 
 
 def test_the_walker_is_a_set():
@@ -203,6 +227,9 @@ def test_npz_gives_what_was_written(folder, tmp_path):
         ({"lengths": np.array([2**62, 2**62, 40])}, "add up to other than"),
         ({"labels": np.array([0, 7])}, "labels must be 0 to 1"),
         ({"labels": np.array([0.5, 1])}, "dtype"),
+        ({"labels": np.array([0, 2**62]), "class_names": None}, "labels must be 0 to 65535"),
+        ({"labels": np.array([0, 1]), "class_names": np.array(["a", "a"])}, "two classes have one"),
+        ({"names": np.array(["\ud800", "x"])}, "no Unicode"),
         ({"captions": np.array(["x"])}, "captions and caption_of do not fit"),
         ({"names": np.array(["x", "x"])}, "two clips have one name"),
         ({"skeleton": np.array("{")}, "skeleton: cannot be read"),
@@ -322,6 +349,15 @@ def test_a_clip_with_nan_is_named_when_it_is_read(tmp_path):
             "start 3 must be before end 2",
         ),
         (lambda r: (r / "captions.csv").write_bytes(b"\xff\xfe\x00"), "cannot be read"),
+        (lambda r: (r / "captions.csv").write_text("file,caption," + "x" * 200_000), "field limit"),
+        (
+            lambda r: (r / "captions.csv").write_text("file,caption,start,end\nwalk/1,x,99,100\n"),
+            "walk/1.bvh: caption 'x' starts at 99 s, behind the end",
+        ),
+        (
+            lambda r: (r / "walk/0.bvh").rename(r / "walk" / os.fsdecode(b"caf\xe9.bvh")),
+            "is no name in UTF-8",
+        ),
         (lambda r: (r / "captions.csv").write_text("file,caption\n../x,y\n"), "no file '../x'"),
         (lambda r: (r / "walk/0.bvh").write_text("HIERARCHY\n"), "0.bvh: ends where ROOT"),
         (lambda r: shutil.copy(r / "walk/0.bvh", r / "stray.bvh"), "files beside its subfolders"),
