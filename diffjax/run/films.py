@@ -243,6 +243,7 @@ def ffmpeg() -> str:
 
 
 def write_mp4(frames: Iterator[Image.Image], path: Path, fps: float) -> None:
+    """Writes frames of one size as H.264, as they come; raises `UserError` where ffmpeg fails."""
     program = ffmpeg()
     first = next(frames)
     width, height = (v // 2 * 2 for v in first.size)  # the codec takes even sides only
