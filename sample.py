@@ -13,12 +13,14 @@ from diffjax.run import cli
 
 @command
 def main(argv: list[str]) -> int:
-    how_many = "how many samples; of own pictures to start from, without it: one each"
+    how_many = "how many samples; without it, of own pictures to start from or of texts one each"
     parser = cli.sampling_parser(
         "sample.py", __doc__.splitlines()[0], num=80, batch=80, help_num=how_many
     )
     parser.add_argument(
-        "--out", default="", help="PATH.png a picture, PATH.npz arrays, PATH/ single files"
+        "--out",
+        default="",
+        help="PATH.png (of motions .gif, .mp4) a picture, PATH.npz arrays, PATH/ files",
     )
     workdir = cli.workdir_of(parser, argv)
 
@@ -29,7 +31,7 @@ def main(argv: list[str]) -> int:
     system, _ = systems.load(workdir)
     args, request = cli.with_request(parser, argv, system.request)
     grid = mesh.make_mesh(mesh.LOCAL)
-    out = Path(args.out or workdir / "samples" / f"seed_{args.seed}{system.suffix}")
+    out = Path(args.out) if args.out else sampling.place_for(system, workdir, args.seed)
     sampling.check_out(system, out)
     params, which = sampling.load_params(
         system, workdir, grid, ema=args.ema, step=args.step, request=request

@@ -48,6 +48,7 @@ def check_wheel(path: str, limit: int = 8 << 20) -> str:
     """Checks that a wheel holds data, weights and licences, and is no larger than it should be."""
     wanted = ("data/embedded/emoji.png", "data/embedded/emoji.json", "data/embedded/OFL.txt")
     wanted += ("metrics/emoji_classifier.safetensors", "licenses/LICENSE", "licenses/NOTICE")
+    wanted += ("run/play.html",)
     names = zipfile.ZipFile(path).namelist()
     for name in wanted:
         if not any(n.endswith(name) for n in names):

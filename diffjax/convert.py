@@ -2,8 +2,9 @@
 
 FILE is an EDM network snapshot (.pkl), whose architecture is in it; a relay diffusion checkpoint
 (.pt) with `--config configs/relay_*.py`, which has what the file does not say; or a state dict
-(.pt, .pth, .safetensors) with `--config` for the architecture. Nothing in it is executed. The run
-directory that comes out is taken by sample.py and diffjax.evaluate.
+(.pt, .pth, .safetensors) with `--config` for the architecture; or MDM's model000NNNNNN.pt with its
+args.json beside it, and `--stats` for the statistics that are not in it. Nothing in it is executed.
+The run directory that comes out is taken by sample.py and diffjax.evaluate.
 
 `python -m diffjax.convert runs/NAME --out FILE.safetensors` is the way out: a run's weights as a
 state dict, for other programs.
@@ -18,7 +19,7 @@ from pathlib import Path
 from diffjax.errors import UserError, choose, command
 from diffjax.run import cli
 
-SYSTEMS = ("edm", "relay")
+SYSTEMS = ("edm", "relay")  # whose networks have EDM's names
 FIRST = "map_layer0.weight"  # a name that every EDM network has, once
 
 
@@ -37,10 +38,14 @@ def main(argv: list[str]) -> int:
     add(
         "--step", type=int, default=-1, help="of a run: the checkpoint of this step; -1: the newest"
     )
+    add(
+        "--stats", default="", help="of MDM: the folder of Mean.npy and Std.npy of its training set"
+    )
+    add("--text", default="", help="of MDM: the text encoder's folder, kept in the run's config")
     argv, overrides = cli.split_overrides(argv)
     args = parser.parse(argv)
     if args.system:
-        choose(args.system, dict.fromkeys(SYSTEMS), "--system")
+        choose(args.system, dict.fromkeys((*SYSTEMS, "mdm")), "--system")
     file, out = Path(args.file), Path(args.out)
     if out.exists():
         raise UserError(f"{out} is there already: give --out another name, or delete it")
@@ -53,9 +58,16 @@ def main(argv: list[str]) -> int:
     if args.ema or args.step != -1:
         raise UserError(f"{file} is no run directory: --ema and --step are of a run")
 
+    from diffjax.systems.mdm import importing
     from diffjax.weights import reading
 
-    if reading.kind_of(file) == "pickle":
+    if args.system == "mdm" or (not args.config and importing.is_published(file)):
+        if args.config or overrides or args.prefix:
+            raise UserError(f"{file}: its settings are in args.json; leave out --config, --prefix")
+        config, assets, params = importing.run_of(file, args.stats, args.text)
+    elif args.stats or args.text:
+        raise UserError(f"{file}: --stats and --text are of MDM's models, with args.json beside it")
+    elif reading.kind_of(file) == "pickle":
         if args.config or overrides or args.prefix:
             raise UserError(f"{file}: its architecture is in it; leave out --config and --prefix")
         if args.system == "relay":
@@ -71,7 +83,10 @@ def main(argv: list[str]) -> int:
     write(config, assets, params, out, str(file))
     count = sum(array.size for array in params.values())
     about = assets["data"]
-    shape = "x".join(map(str, about["image_shape"]))
+    if "image_shape" in about:
+        shape = "x".join(map(str, about["image_shape"]))
+    else:
+        shape = f"up to {about['max_frames']} frames of {len(assets['mean'])} numbers"
     print(
         f"{out}: {config.network.kind}, {count:,} parameters, {shape}, "
         f"{len(about['class_names']) or 'no'} classes. "

@@ -17,8 +17,11 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("--ref", default="", help="data to compare with; empty: what the run was trained on")
     add("--split", default="train", help="the split of the reference")
-    add("--metrics", default="fd,kid,precision,recall", help="comma-separated")
-    add("--net", default="emoji", help="feature net: emoji, pixels, inception:WEIGHTS_FILE")
+    add("--metrics", default="fd,kid,precision,recall", help="comma-separated; motions have more")
+    add(
+        "--net", default="emoji", help="feature net: emoji, pixels, inception:FILE; of motions "
+        "kinematics (their default) or judge:FILE",
+    )  # fmt: skip
     add("--no_cache", action="store_true", help="do not keep the reference's statistics on disk")
     workdir = cli.workdir_of(parser, argv)
 
@@ -31,13 +34,17 @@ def main(argv: list[str]) -> int:
     devices.start()
     system, _ = systems.load(workdir)
     args, request = cli.with_request(parser, argv, system.request)
-    metrics = [word.strip() for word in args.metrics.split(",") if word.strip()]
-    source = open_source(args.ref, args.split) if args.ref else system.data(args.split)
+    pick = lambda flag, value, own: value if cli.given(argv, flag) else own
+    wanted = pick("--metrics", args.metrics, system.scores[0])
+    net = pick("--net", args.net, system.scores[1])
+    metrics = [word.strip() for word in wanted.split(",") if word.strip()]
+    opened = system.open or open_source
+    source = opened(args.ref, args.split) if args.ref else system.data(args.split)
     grid = mesh.make_mesh(mesh.LOCAL)
     # Processes must agree on what is computed, and one might find a cache that another does not.
     cached = not args.no_cache and jax.process_count() == 1
     score = system.evaluate(  # refuses before the sampling, not after
-        source, metrics, args.net,
+        source, metrics, net,
         sharding=mesh.rows(grid), cache=devices.cache_folder() / "reference" if cached else None,
     )  # fmt: skip
 

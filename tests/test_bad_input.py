@@ -132,8 +132,8 @@ TABLE = [
     ("config of one field", "train", "lacks the field",
      lambda p: p.config_file(GOOD + "def get_config():\n    return ConfigDict({'system': 'edm'})")),
     # ---- values
-    ("system", "train", "config.system 'emd'.*did you mean 'edm'",
-     lambda p: p.train("--config.system=emd")),
+    ("system", "train", "config.system 'edn'.*did you mean 'edm'",
+     lambda p: p.train("--config.system=edn")),
     ("width of a power average", "train", "lacks the field 'relative_std'",
      lambda p: p.train("--config.ema.ema.kind=power")),
     ("augmentation that is not told", "train", "kind unet_small cannot be told",

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import mdm_runs
 import numpy as np
 import pytest
 
@@ -43,17 +44,20 @@ def test_a_config_makes_a_state(path):
     config.mesh.data = 1
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), meshes.AXES)
     about = {"image_shape": [size, size, 3], "class_names": ["a", "b"], "fingerprint": ""}
-    system = systems.make(config, {"data": about})
+    motions = config.system == "mdm"
+    system = systems.make(config, mdm_runs.assets_of(config) if motions else {"data": about})
     loop.check_config(config)
     update.check_batch(config, mesh)
-    loop.check_request(system, system.request, config.num_samples)
+    if not motions or config.text.encoder == "words":  # else texts need their encoder's files
+        loop.check_request(system, system.request, config.num_samples)
     state, shardings = update.state_shapes(system, config, mesh)
     assert jax.tree.structure(state) == jax.tree.structure(shardings)
     # The step is traced, not compiled: what it returns has the state's own shapes.
-    rows = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), np.uint8)
-    labels = jax.ShapeDtypeStruct((config.batch_size,), np.int32)
+    fields = {"image": ((size, size, 3), np.uint8), "label": ((), np.int32)}
+    fields = mdm_runs.fields_of(config, system) if motions else fields
+    batch = {k: jax.ShapeDtypeStruct((config.batch_size, *s), d) for k, (s, d) in fields.items()}
     step = update.step_function(system, config, Passed, mesh)
-    after, metrics = jax.eval_shape(step, state, {"image": rows, "label": labels}, np.float32(0))
+    after, metrics = jax.eval_shape(step, state, batch, np.float32(0))
     assert [a.shape for a in jax.tree.leaves(after)] == [a.shape for a in jax.tree.leaves(state)]
     assert {"loss", "grad_norm", "learning_rate"} <= set(metrics)
 

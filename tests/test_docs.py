@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from diffjax.run import cli
+from diffjax.systems.mdm import request as mdm
 from diffjax.systems.relay import request as relay
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,6 +81,7 @@ def known_flags(trained):
         flags[name] = {"--debug", *re.findall(r"--[a-z][\w-]*", text.getvalue())}
         if name in NEED_A_RUN:  # of a run of EDM's; a relay stage takes these
             flags[name] |= {f"--{field.name}" for field in dataclasses.fields(relay.Request)}
+            flags[name] |= {f"--{field.name}" for field in dataclasses.fields(mdm.Request)}
     return flags
 
 
@@ -122,6 +124,17 @@ def test_the_relay_page_s_first_commands_run(tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "relay_tiny" / "samples" / "seed_0.png").is_file()
 
 
+@pytest.mark.slow
+def test_the_motion_page_s_first_commands_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for line in blocks(DOCS / "motion.md", "sh")[0].splitlines():
+        _, script, *words = shlex.split(line)
+        words = [w.replace("configs/", f"{ROOT}/configs/") for w in words]
+        assert importlib.import_module(script.removesuffix(".py")).main(words) == 0
+    made = tmp_path / "runs" / "mdm_tiny" / "samples" / "seed_0"
+    assert len(list(made.glob("*.bvh"))) == 4 and (made / "samples.gif").is_file()
+
+
 def test_modules_in_commands_exist():
     for page, line in LINES:
         for module in re.findall(r"-m (diffjax[\w.]*)", line):
@@ -132,7 +145,8 @@ def test_modules_in_commands_exist():
 def test_config_fields_in_the_text_exist(page):
     config = cli.load_config(str(ROOT / "configs" / "emoji.py"))
     flat = cli.flatten(config)
-    flat |= cli.flatten(cli.load_config(str(ROOT / "configs" / "relay_tiny.py")))
+    for other in ("relay_tiny", "mdm_tiny"):
+        flat |= cli.flatten(cli.load_config(str(ROOT / "configs" / f"{other}.py")))
     groups = {".".join(k.split(".")[:n]) for k in flat for n in range(1, k.count(".") + 1)}
     text = FENCE.sub("", page.read_text())
     for field in re.findall(r"`(?:--)?config\.([a-z][\w.]*)[`=]", text):

@@ -19,6 +19,8 @@ from diffjax.data.base import ArraySource, Source
 from diffjax.errors import UserError
 
 MAX_BATCHES = 1 << 40  # Grain wants a length
+EXAMPLES = ("image", "motion")  # one of them is in every set, a row an example
+ASIDE = 2**32 - 1  # a stream of randomness above every row
 FEISTEL_ROUNDS = 8  # even, so that the two halves end where they began
 
 
@@ -138,11 +140,17 @@ def batches(
     return iter(data.to_iter_dataset(read_options))
 
 
-def take(arrays: dict, key: jax.Array, step: jax.Array | int, batch_size: int) -> dict:
+def take(
+    arrays: dict,
+    key: jax.Array,
+    step: jax.Array | int,
+    batch_size: int,
+    gather: Callable | None = None,
+) -> dict:
     """Returns batch `step` of data on the device.
 
-    It is {"image": uint8 [B, H, W, C], "label": int32 [B]}, the label if there is one. Pure, for
-    use inside jit with a traced `step`.
+    It is {"image": uint8 [B, H, W, C], "label": int32 [B]}, the label if there is one, or what
+    `gather` makes of the examples' numbers. Pure, for use inside jit with a traced `step`.
 
     Without the tables of `balanced`, the batches read one endless sequence in which every n
     positions from a multiple of n are a new permutation of the set: row r of batch i is at position
@@ -154,17 +162,24 @@ def take(arrays: dict, key: jax.Array, step: jax.Array | int, batch_size: int) -
       key: the run's data key, the same for every step.
       step: int32 scalar, 0 or more.
       batch_size: B, static; any size, also above n.
+      gather: (arrays, index uint32 [B], keys [B]) -> batch, for sets that are not pictures. Its
+        keys are of the row and the step, and nothing else draws from them.
 
     Raises:
       UserError: n B is 2^32 or more.
     """
+    data_key = key
     step = jnp.asarray(step).astype(jnp.uint32)
     rows = jnp.arange(batch_size, dtype=jnp.uint32)
     if "order" in arrays:
         key = jax.random.fold_in(key, step)
         index = jax.vmap(lambda r: _draw_balanced(arrays, jax.random.fold_in(key, r)))(rows)
     else:
-        index = _shuffled(len(arrays["image"]), key, step, rows)
+        size = next(len(arrays[name]) for name in EXAMPLES if name in arrays)
+        index = _shuffled(size, key, step, rows)
+    if gather is not None:
+        of_step = jax.random.fold_in(jax.random.fold_in(data_key, step), ASIDE)
+        return gather(arrays, index, jax.vmap(lambda r: jax.random.fold_in(of_step, r))(rows))
     return {name: arrays[name][index] for name in ("image", "label") if name in arrays}
 
 
@@ -178,7 +193,7 @@ def _draw_balanced(arrays: dict, key: jax.Array) -> jax.Array:
 def _shuffled(n: int, key: jax.Array, step: jax.Array, rows: jax.Array) -> jax.Array:
     size = len(rows)
     if n * size >= 1 << 32:
-        raise UserError(f"batch_size {size} of {n} images: the product must be under 2^32")
+        raise UserError(f"batch_size {size} of {n} examples: the product must be under 2^32")
     # step B + r overflows in a long run. With step = q n + s it is q B epochs and s B + r.
     q, s = step // n, step % n
     position = s * size + rows
@@ -229,21 +244,30 @@ class InMemory:
     Attributes:
       arrays: NumPy arrays for `take`: "image" uint8 [n, H, W, C]; "label" int32 [n] if there are
         labels; if balanced, the tables of `by_class`: "order" [n], "first" [K], "count" [K].
+        A source that is not of pictures brings its own arrays.
+      gather: what `take` is given for such a source, else None.
     """
 
     arrays: dict[str, np.ndarray]
+    gather: Callable | None = None
+
     take = staticmethod(take)
 
     @classmethod
-    def of(cls, source: ArraySource, balanced: bool = False) -> "InMemory":
-        """Returns the arrays of a source in memory.
+    def of(cls, source, balanced: bool = False) -> "InMemory":
+        """Returns the arrays of a source in memory: an `ArraySource`, or one that has `arrays()`
+        and `gather` itself.
 
         Raises:
           UserError: balanced, and the source has no labels.
         """
-        arrays = {"image": source.images}
-        if source.labels is not None:
-            arrays["label"] = source.labels
+        gather = None
+        if isinstance(source, ArraySource):
+            arrays = {"image": source.images}
+            if source.labels is not None:
+                arrays["label"] = source.labels
+        else:
+            arrays, gather = dict(source.arrays()), source.gather
         if balanced:
             arrays |= dict(zip(("order", "first", "count"), by_class(source), strict=True))
-        return cls(arrays)
+        return cls(arrays, gather)

@@ -7,6 +7,9 @@ draws from rngs {"dropout": key}. They return float32.
 
 Networks of motions (`make_motion`) are called as `net.apply({"params": p}, x, t, condition,
 mask=..., drop=..., prefix=..., train=..., rngs=...)`, see `motion_transformer.MotionTransformer`.
+
+Networks of worlds (`make_world`): `diamond_unet.DiamondUNet`, `reward_end.RewardEnd` and
+`actor_critic.ActorCritic`, each called in its own way.
 """
 
 from collections.abc import Callable
@@ -15,11 +18,22 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from diffjax.errors import UserError, choose
-from diffjax.nets import attention, dit, edm_blocks, motion_gru, motion_transformer, unet_small
+from diffjax.nets import (
+    attention,
+    diamond_blocks,
+    dit,
+    edm_blocks,
+    motion_gru,
+    motion_transformer,
+    unet_small,
+)
+from diffjax.nets.actor_critic import ActorCritic
 from diffjax.nets.dhariwal_unet import DhariwalUNet
+from diffjax.nets.diamond_unet import DiamondUNet
 from diffjax.nets.dit import SIZES, DiT
 from diffjax.nets.motion_gru import MotionGRU
 from diffjax.nets.motion_transformer import MotionTransformer
+from diffjax.nets.reward_end import RewardEnd
 from diffjax.nets.song_unet import SongUNet
 from diffjax.nets.unet_small import UNetSmall
 
@@ -92,6 +106,13 @@ def dtype(name: str, value):
 
 def one_of(*words: str) -> Callable:
     return lambda name, value: choose(value, dict(zip(words, words)), name)
+
+
+def switches(name: str, value):
+    """One or more of True and False."""
+    if not isinstance(value, list | tuple) or not value:
+        raise UserError(f"{name} {value!r}: a tuple of True and False")
+    return tuple(switch(name, v) for v in value)
 
 
 def size(name: str, value):
@@ -167,6 +188,27 @@ MOTION_KINDS = {
     "motion_gru": Kind(MotionGRU, MOTION, motion_gru.SHARDING, rounded=motion_transformer.rounded),
 }
 
+LEVELS = {"depths": wholes, "channels": wholes, "attention": switches, "dtype": dtype}
+RECURRENT = {"lstm_dim": whole, "dtype": dtype}
+WORLD_KINDS = {
+    "diamond_unet": Kind(
+        DiamondUNet,
+        {"cond_channels": whole, "told_past_noise": switch, **LEVELS},
+        diamond_blocks.SHARDING,
+        rounded=edm_blocks.rounded,
+    ),
+    "reward_end": Kind(
+        RewardEnd, {"cond_channels": whole, **RECURRENT, **LEVELS}, diamond_blocks.SHARDING
+    ),
+    "actor_critic": Kind(
+        ActorCritic,
+        {"channels": wholes, "down": switches, **RECURRENT},
+        diamond_blocks.SHARDING,
+    ),
+}
+
+ALL_KINDS = {**KINDS, **MOTION_KINDS, **WORLD_KINDS}
+
 
 def make(network, *, channels: int, num_classes: int, shape: tuple[int, int, int]):
     """Returns the linen module that a config's `network` group describes.
@@ -216,6 +258,29 @@ def make_motion(network, *, features: int, condition: str, num_actions=0, rot_ve
     return kind.module(rot_vel=rot_vel, **given, **fields, **kind.fixed)
 
 
+def make_world(network, *, num_actions: int, past_frames: int = 4):
+    """Returns the linen module of a network of worlds that a config's `network` group describes.
+
+    Args:
+      network: kind and its fields (`WORLD_KINDS`).
+      num_actions: how many there are.
+      past_frames: what a `diamond_unet` is told the actions of.
+
+    Raises:
+      UserError: for an unknown kind, a field that is absent or no value for it, fields of levels
+        that are not of one length, or channels that do not divide into groups or heads.
+    """
+    kind = _kind(network, WORLD_KINDS)
+    fields = _fields(kind, network)
+    _check_levels(fields)
+    if kind.module is DiamondUNet and fields["cond_channels"] % (2 * past_frames):
+        raise UserError(
+            f"config.network.cond_channels {fields['cond_channels']}: a multiple of "
+            f"{2 * past_frames} (2 x past frames)"
+        )
+    return kind.module(num_actions=num_actions, **fields, **kind.fixed)
+
+
 def sharding(network) -> tuple:
     """Returns the net's rules, (regular expression over a path, PartitionSpec), ...."""
     return _kind(network).sharding
@@ -233,7 +298,7 @@ def rounded(network, params):
 def _kind(network, kinds: dict[str, Kind] | None = None) -> Kind:
     if "kind" not in network:
         raise UserError("config.network lacks the field 'kind'")
-    return choose(network["kind"], kinds or {**KINDS, **MOTION_KINDS}, "config.network.kind")
+    return choose(network["kind"], kinds or ALL_KINDS, "config.network.kind")
 
 
 def _fields(kind: Kind, network) -> dict:
@@ -256,6 +321,27 @@ def _check_divisible(fields: dict, shape) -> None:
             f"images of {shape[0]}x{shape[1]} do not divide by {divisor} "
             f"(config.network.patch {patch} and {levels} levels): set config.data.image_size"
         )
+
+
+def _check_levels(fields: dict) -> None:
+    """DIAMOND's norms have C // 32 groups and its heads 8 channels; every field has all levels."""
+    channels = fields["channels"]
+    for name in ("depths", "attention", "down"):
+        if len(fields.get(name, channels)) != len(channels):
+            raise UserError(
+                f"config.network.{name} {fields[name]} and channels {channels}: one entry a level"
+            )
+    for c in (
+        *channels,
+        *(a + b for a, b in zip(channels, channels[1:])),
+        *(2 * a for a in channels),
+    ):
+        groups = diamond_blocks.groups(c)
+        if c % 8 or c % groups:
+            raise UserError(
+                f"config.network.channels {channels} gives layers of {c} channels, which do not "
+                f"divide by 8 and into {groups} groups: use multiples of 32"
+            )
 
 
 def _check_groups(fields: dict) -> None:

@@ -16,11 +16,13 @@ class GroupNorm(nn.Module):
     Attributes:
       groups: how many; C is a multiple of it.
       eps: added to the variance, which is E[x^2] - E[x]^2.
+      affine: whether it has parameters of its own, `scale` and `bias`.
     """
 
     groups: int
     eps: float
     dtype: jnp.dtype
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x, before=None, after=None):
@@ -38,8 +40,10 @@ class GroupNorm(nn.Module):
         parts = [part.astype(jnp.float32) for part in (x if isinstance(x, tuple) else (x,))]
         widths = [part.shape[-1] for part in parts]
         batch, channels = parts[0].shape[0], sum(widths)
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        scale, bias = jnp.ones(()), jnp.zeros(())
+        if self.affine:
+            scale = self.param("scale", nn.initializers.ones, (channels,))
+            bias = self.param("bias", nn.initializers.zeros, (channels,))
 
         def mean(values):
             return jnp.concatenate([jnp.mean(v, (1, 2)) for v in values], -1)

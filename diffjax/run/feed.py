@@ -31,14 +31,18 @@ class Feed:
 
 
 def make_feed(system, config, mesh: Mesh) -> Feed:
-    """Returns the feed of the system's training source."""
+    """Returns the feed of the system's training source.
+
+    An `ArraySource`, and a source with `arrays()` and `gather` of its own (`loader.InMemory.of`),
+    is put on the device; any other is streamed by index.
+    """
     source = system.data("train")
-    if isinstance(source, ArraySource):
+    if isinstance(source, ArraySource) or hasattr(source, "gather"):
         return _on_device(source, system.balanced, config.batch_size, mesh)
     return _streamed(source, system.balanced, config, mesh)
 
 
-def _on_device(source: ArraySource, balanced: bool, batch_size: int, mesh: Mesh) -> Feed:
+def _on_device(source, balanced: bool, batch_size: int, mesh: Mesh) -> Feed:
     memory = loader.InMemory.of(source, balanced)
     sharding = meshes.replicated(mesh)
     shapes = jax.tree.map(
@@ -54,7 +58,7 @@ def _on_device(source: ArraySource, balanced: bool, batch_size: int, mesh: Mesh)
             yield fed
 
     def take(fed, key, step):
-        return memory.take(fed, key, step, batch_size)
+        return memory.take(fed, key, step, batch_size, memory.gather)
 
     return Feed(start, take, shapes)
 

@@ -63,7 +63,7 @@ def save_film(
     if not motions:
         raise UserError(f"{path}: no motions to draw")
     fps = fps or skeleton.fps
-    writers = {".gif": _write_gif, ".mp4": _write_mp4}
+    writers = {".gif": _write_gif, ".mp4": write_mp4}
     if path.suffix.lower() not in writers:
         raise UserError(f"{path}: a film must end in .gif or .mp4")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -242,7 +242,8 @@ def ffmpeg() -> str:
         ) from None
 
 
-def _write_mp4(frames: Iterator[Image.Image], path: Path, fps: float) -> None:
+def write_mp4(frames: Iterator[Image.Image], path: Path, fps: float) -> None:
+    """Writes frames of one size as H.264, as they come; raises `UserError` where ffmpeg fails."""
     program = ffmpeg()
     first = next(frames)
     width, height = (v // 2 * 2 for v in first.size)  # the codec takes even sides only

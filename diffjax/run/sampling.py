@@ -73,7 +73,10 @@ def starts(system: System, request, mesh: Mesh) -> Callable | None:
 
 
 def own(system: System, request) -> int:
-    """Returns how many pictures the request brings to start from; 0 where it brings none."""
+    """Returns how many samples the request asks for by itself: of the pictures that it brings to
+    start from, or of what it is conditioned on; 0 where it does not say."""
+    if system.count is not None:
+        return system.count(request)
     given = system.start.pictures(request) if system.start else None
     return 0 if given is None else len(given)
 
@@ -204,9 +207,10 @@ def _posthoc(checkpoints: Checkpoints, config, structs, ema: str, step: int):
 
 def check_out(system: System, path: Path) -> None:
     """Raises `UserError` where `save` could not write: asked before the sampling, not after."""
-    if path.suffix not in (".npz", system.suffix, ""):
+    pictures = (system.suffix, *system.suffixes)
+    if path.suffix not in (".npz", *pictures, ""):
         raise UserError(
-            f"--out {path}: ends in {system.suffix} for a picture, .npz for arrays, "
+            f"--out {path}: ends in {' or '.join(pictures)} for a picture, .npz for arrays, "
             "or nothing for a folder"
         )
     if path.exists() and path.is_dir() == bool(path.suffix):
@@ -216,8 +220,15 @@ def check_out(system: System, path: Path) -> None:
         raise UserError(f"--out {path}: {above} is a file")
 
 
+def place_for(system: System, workdir: Path, seed: int) -> Path:
+    """Returns where sample.py writes without --out: a picture, or a folder where single samples
+    are files of another kind."""
+    folder = workdir / "samples" / f"seed_{seed}"
+    return folder if system.single else folder.with_suffix(system.suffix)
+
+
 def save(system: System, outputs, path: Path) -> str:
-    """Writes outputs as PATH says: .npz arrays, a picture, or (no ending) a folder of pictures.
+    """Writes outputs as PATH says: .npz arrays, a picture, or (no ending) a folder of samples.
 
     Returns one line that says what was written.
     """
@@ -230,14 +241,17 @@ def save(system: System, outputs, path: Path) -> str:
             np.savez_compressed(file, **outputs)
         temporary.replace(path)
         return f"{count} samples in {path}"
-    if path.suffix == system.suffix:
+    if path.suffix in (system.suffix, *system.suffixes):
         system.show(outputs, path)
         return f"{count} samples in {path}"
     path.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         one = jax.tree.map(lambda a: a[i], outputs)  # noqa: B023
-        system.write(one, path / f"{i:06d}{system.suffix}")
-    return f"{count} pictures in {path}/"
+        system.write(one, path / f"{i:06d}{system.single or system.suffix}")
+    if not system.single:
+        return f"{count} pictures in {path}/"
+    system.show(outputs, path / f"samples{system.suffix}")
+    return f"{count} samples in {path}/"
 
 
 def _global(array, sharding):

@@ -82,7 +82,14 @@ class System:
       balanced: whether training draws classes evenly.
       show: (outputs, path) -> None: writes a picture for a person. Host side.
       write: (output, path) -> None: writes one sample as it is, for use elsewhere. Host side.
-      suffix: the file ending of `show`'s pictures and `write`'s files.
+      suffix: the file ending of `show`'s pictures.
+      suffixes: other endings that `show` writes too, each a format of its own.
+      single: the file ending of `write`'s files; "" for that of the pictures. Where it is another,
+        a folder of single files has a picture of all beside them, and is what sample.py makes.
+      count: request -> how many samples it asks for by itself, where `--num` does not say; None: no
+        request does.
+      open: (path, split) -> a source to score against; None: pictures, by `data.sources`.
+      scores: (metrics, feature net) that evaluate takes where its flags do not say.
       evaluate: (source, metrics, net name, sharding=, cache=) -> score, with
         score(outputs, seed) -> a JSON-ready dict. The first call raises `UserError` for what cannot
         be scored. Host side; `sharding` is of a batch over devices, `cache` a folder for what is
@@ -116,6 +123,11 @@ class System:
     start: Start | None = None
     balanced: bool = False
     suffix: str = ".png"
+    suffixes: tuple[str, ...] = ()
+    single: str = ""
+    count: Callable | None = None
+    open: Callable | None = None
+    scores: tuple[str, str] = ("fd,kid,precision,recall", "emoji")
     sharding: tuple = ()
     assets: dict[str, Any] = dataclasses.field(default_factory=dict)
     optional: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -9,7 +9,11 @@ from diffjax.errors import UserError, choose
 from diffjax.run import cli
 from diffjax.run.system import System, load_assets
 
-SYSTEMS = {"edm": "diffjax.systems.edm", "relay": "diffjax.systems.relay"}
+SYSTEMS = {
+    "edm": "diffjax.systems.edm",
+    "mdm": "diffjax.systems.mdm",
+    "relay": "diffjax.systems.relay",
+}
 
 
 def make(config, assets: dict | None = None) -> System:

@@ -54,7 +54,7 @@ def with_helpers(
       unit: metres in a unit of the file.
     """
     joints = np.asarray(joints, np.float64)
-    rest, scale = _t_pose(skeleton), skeleton.unit / unit
+    rest, scale = t_pose(skeleton), skeleton.unit / unit
     body = rot.conjugate(features.root_rotations(joints, skeleton, smoothing=0))
     children: list[list[int]] = [[] for _ in skeleton.names]
     for joint in range(1, len(skeleton)):
@@ -97,7 +97,7 @@ def with_helpers(
     return bvh.Clip(hierarchy, np.stack(local, 1), positions, 1 / (fps or skeleton.fps))
 
 
-def _t_pose(skeleton: Skeleton) -> np.ndarray:
+def t_pose(skeleton: Skeleton) -> np.ndarray:
     """The skeleton's directions with the arms held out, so that no arm that is raised or hangs is
     opposite to its rest."""
     rest = np.array(skeleton.directions)

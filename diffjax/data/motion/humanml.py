@@ -40,7 +40,7 @@ def open_folder(folder: Path, split: str = "train", max_frames: int = 196) -> Mo
     Raises:
       UserError: files that are missing or not what they should be.
     """
-    skeleton, statistics = _statistics(folder)
+    skeleton, statistics = read_statistics(folder)
     least = LEAST[skeleton.size]
     refs, names, captions = [], [], []
     for name in _names(folder, split):
@@ -118,7 +118,7 @@ def _length(path: Path, size: int) -> int:
     return shape[0]
 
 
-def _statistics(folder: Path) -> tuple[Skeleton, Statistics]:
+def read_statistics(folder: Path) -> tuple[Skeleton, Statistics]:
     arrays = []
     for name in ("Mean.npy", "Std.npy"):
         path = folder / name

@@ -1,0 +1,98 @@
+"""Frames as a clip: a GIF, or an MP4 where ffmpeg is there; two clips beside each other."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from diffjax.errors import UserError
+from diffjax.run.films import write_mp4
+
+MAX_FRAMES = 20_000
+PALETTE_FROM = 32  # frames of a clip that its 256 colours are chosen from
+
+
+def save_clip(frames: np.ndarray, path: str | Path, fps: float = 15.0, scale: int | None = None):
+    """Writes a clip.
+
+    Args:
+      frames: uint8 [T, H, W, 3].
+      path: ends in .gif or .mp4. Written under a temporary name, then renamed.
+      fps: frames a second. A GIF's frames last whole hundredths of a second, at least two.
+      scale: each pixel becomes a square of so many; by default as many as make about 256.
+
+    Raises:
+      UserError: another ending, no ffmpeg for an MP4, or other frames.
+    """
+    path, frames = Path(path), _checked(frames)
+    writers = {".gif": _write_gif, ".mp4": write_mp4}
+    if path.suffix.lower() not in writers:
+        raise UserError(f"{path}: a clip must end in .gif or .mp4")
+    if not 0 < fps <= 1000:
+        raise UserError(f"{path}: fps {fps}, above 0 and up to 1000 is wanted")
+    scale = scale or max(1, 256 // max(frames.shape[1:3]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
+    try:
+        writers[path.suffix.lower()](_images(frames, scale), temporary, fps)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def beside(
+    real: np.ndarray, imagined: np.ndarray, *, titles=("real", "imagined"), scale: int | None = None
+) -> np.ndarray:
+    """Puts two clips beside each other: the real game and the imagined one under the same actions.
+
+    Args:
+      real, imagined: uint8 [T, H, W, 3] of one shape.
+      titles: above them.
+      scale: as in `save_clip`, but done here, so that the titles can be read.
+
+    Returns:
+      uint8 [T, H', W', 3], to be saved with `scale=1`.
+    """
+    real, imagined = _checked(real), _checked(imagined)
+    if real.shape != imagined.shape:
+        raise UserError(f"clips of {real.shape} and {imagined.shape}: they should be alike")
+    count, height, width, _ = real.shape
+    scale = scale or max(1, 256 // max(height, width))
+    font = ImageFont.load_default(14)
+    gap, head = 8, 22
+    sheet = Image.new("RGB", (2 * width * scale + gap, height * scale + head), "white")
+    for i, title in enumerate(titles):
+        ImageDraw.Draw(sheet).text((4 + i * (width * scale + gap), 3), title, "black", font)
+    out = np.repeat(np.asarray(sheet)[None], count, 0)
+    for i, clip in enumerate((real, imagined)):
+        left = i * (width * scale + gap)
+        large = clip.repeat(scale, 1).repeat(scale, 2)
+        out[:, head:, left : left + width * scale] = large
+    return out
+
+
+def _checked(frames: np.ndarray) -> np.ndarray:
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        raise UserError(f"a clip is uint8 [T, H, W, 3], not {frames.dtype} {list(frames.shape)}")
+    if len(frames) > MAX_FRAMES:
+        raise UserError(f"a clip of {len(frames)} frames, up to {MAX_FRAMES} are wanted")
+    return frames
+
+
+def _images(frames: np.ndarray, scale: int) -> Iterator[Image.Image]:
+    size = (frames.shape[2] * scale, frames.shape[1] * scale)
+    return (Image.fromarray(f).resize(size, Image.Resampling.NEAREST) for f in frames)
+
+
+def _write_gif(images: Iterator[Image.Image], path: Path, fps: float) -> None:
+    """One palette for all frames, of colours from all over the clip: none flickers or is lost."""
+    images = list(images)
+    rows = np.linspace(0, len(images) - 1, min(len(images), PALETTE_FROM)).astype(int)
+    some = Image.fromarray(np.concatenate([np.asarray(images[i]) for i in rows]))
+    palette = some.quantize(256, dither=Image.Dither.NONE)
+    first, *rest = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images)
+    duration = max(20, round(100 / fps) * 10)
+    first.save(path, format="GIF", save_all=True, append_images=rest, duration=duration, loop=0)
