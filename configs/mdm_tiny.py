@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
                 "crop": 4,
                 "mirror": False,
                 "balanced": False,
+                "shuffle_frames": False,  # a control, for studies
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "context": 1},
             # words: a small encoder that is trained along; folder: CLIP's or DistilBERT's files

@@ -16,8 +16,8 @@ from diffjax import systems
 from diffjax.data.motion import bvh, features, rigs
 from diffjax.errors import UserError
 from diffjax.metrics import motion_judge
+from diffjax.run import cli, sampling
 from diffjax.run import mesh as meshes
-from diffjax.run import sampling
 from diffjax.systems.mdm import conditions, motions, scores
 from diffjax.systems.mdm import request as requests
 from diffjax.systems.mdm.request import Request
@@ -191,6 +191,21 @@ def test_batches_take_a_caption_of_the_clip(loaded):
     want = source.conditioner.encode([some[0] for some in texts])
     np.testing.assert_array_equal(batch["text"], want["text"])
     np.testing.assert_array_equal(batch["motion"][3], source.source[3]["motion"])
+
+
+def test_shuffled_frames_are_the_same_frames_in_another_order(root):
+    config = cli.load_config(str(root / "configs" / "mdm_tiny.py"))
+    plain = motions.opener(config)("walker", "val")
+    config.data.shuffle_frames = True
+    mixed = motions.opener(config)("walker", "val")
+    again = motions.opener(config)("walker", "val")
+    for i in range(len(plain)):
+        a, b = plain.features(i), mixed.features(i)
+        assert not np.array_equal(a, b)
+        by_first = lambda x: x[np.lexsort(x.T)]
+        np.testing.assert_array_equal(by_first(a), by_first(b))
+        np.testing.assert_array_equal(b, again.features(i))
+    np.testing.assert_array_equal(plain.statistics.mean, mixed.statistics.mean)
 
 
 def test_a_step_depends_on_the_rows_number_alone(root, folder, loaded):

@@ -39,6 +39,7 @@ FIELDS = {
 }
 OPTIONAL = {
     "data.balanced": False,
+    "data.shuffle_frames": False,
     "diffusion.schedule": "cosine",
     "diffusion.context": 0,
     "diffusion.predict": 0,

@@ -4,6 +4,7 @@ A run keeps its body as assets (skeleton.json, rig.json where the data were BVH 
 std.npy, data.json), so that sampling opens no data.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -86,7 +87,7 @@ def opener(config) -> Callable:
 
     @functools.cache
     def opened(path: str, split: str) -> MotionSource:
-        return sources.open_motion(
+        source = sources.open_motion(
             path,
             split,
             fps=data.fps,
@@ -94,8 +95,17 @@ def opener(config) -> Callable:
             min_frames=max(data.min_frames, whole),
             mirror=data.mirror,
         )
+        return shuffled(source) if data.shuffle_frames else source
 
     return opened
+
+
+def shuffled(source: MotionSource) -> MotionSource:
+    """Returns the clips with the frames of each in another order, drawn once: what a set is without
+    its smoothness in time, for studies of what that is good for."""
+    draws = (np.random.default_rng([1, i]) for i in range(len(source)))
+    clips = [draw.permutation(source.features(i)) for i, draw in enumerate(draws)]
+    return dataclasses.replace(source, clips=clips)
 
 
 def describe(source: MotionSource, captions: tuple[str, ...]) -> dict:
