@@ -18,12 +18,13 @@ import numpy as np
 from diffjax.data.motion import bvh, humanact12, rigs
 from diffjax.data.motion.base import SPLITS
 from diffjax.data.motion.skeletons import read_json
-from diffjax.data.motion.sources import SKELETON_FROM, Take, Takes
+from diffjax.data.motion.takes import Take, Takes
 from diffjax.data.reading import is_unicode, read_file, reading
 from diffjax.errors import UserError, did_you_mean
 
 MAX_TABLE_BYTES = 1 << 26
 MAX_FILES = 1 << 20
+SKELETON_FROM = 16  # files
 SKELETON_PLACES = 1 << 18  # joints times frames of each file that the skeleton is told from
 
 

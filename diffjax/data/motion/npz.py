@@ -20,7 +20,7 @@ import numpy as np
 from diffjax.data.base import MAX_CLASSES
 from diffjax.data.motion.rigs import Rig, rig_from_json
 from diffjax.data.motion.skeletons import Skeleton, from_json
-from diffjax.data.motion.sources import Take, Takes
+from diffjax.data.motion.takes import Take, Takes
 from diffjax.data.npz import read_array
 from diffjax.data.reading import is_unicode, open_zip, reading
 from diffjax.errors import UserError

@@ -1,51 +1,30 @@
 """Sets of motions by name: the walker inside the package, BVH folders, .npz, published folders."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from diffjax.data.motion import bvh, features, naming, rigs, walker
+from diffjax.data.motion import (
+    bvh,
+    bvh_folder,
+    features,
+    humanact12,
+    humanml,
+    naming,
+    npz,
+    rigs,
+    walker,
+)
 from diffjax.data.motion.base import SPLITS, MotionSource, split_takes, windows
-from diffjax.data.motion.rigs import Rig
 from diffjax.data.motion.skeletons import Skeleton
 from diffjax.data.motion.statistics import Statistics, measure
+from diffjax.data.motion.takes import Take, Takes
 from diffjax.data.reading import not_found
 from diffjax.errors import UserError, did_you_mean
 
 WALKS, WALK_TESTS = 6, 2  # the walker's takes of each action and style
-SKELETON_FROM = 16  # files
-
-
-@dataclass(frozen=True)
-class Take:
-    """A recording before it is made an example.
-
-    Attributes:
-      name: no two alike; what splits are made by.
-      read: () -> joints [N, J, 3] at the set's frame rate.
-      label: name of its class, or None.
-      captions: (text, start, end) in seconds; 0, 0 is the whole of it.
-      split: where it belongs, or "" where its name decides.
-    """
-
-    name: str
-    read: Callable[[], np.ndarray]
-    label: str | None = None
-    captions: tuple[tuple[str, float, float], ...] = ()
-    split: str = ""
-
-
-@dataclass(frozen=True)
-class Takes:
-    """All recordings of a set, what moves in them, and the classes in their order."""
-
-    takes: Sequence[Take]
-    skeleton: Skeleton
-    rig: Rig | None = None
-    class_names: tuple[str, ...] = ()
 
 
 def open_motion(
@@ -84,8 +63,6 @@ def open_motion(
       UserError: nothing there, an unknown split, an empty one, files that are not what they should
         be.
     """
-    from diffjax.data.motion import bvh_folder, humanact12, humanml, npz
-
     if split not in SPLITS:
         raise UserError(f"{path}: no split {split!r}{did_you_mean(split, SPLITS)}")
     if not 2 <= min_frames <= max_frames <= 1 << 16:
