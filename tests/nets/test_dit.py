@@ -87,6 +87,7 @@ def small(weights_by_rule):
     return net, weights_by_rule(shapes, "small."), inputs
 
 
+@pytest.mark.slow
 def test_scanned_and_rematerialised_are_the_same(small):
     net, params, inputs = small
 

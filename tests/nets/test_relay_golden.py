@@ -114,6 +114,7 @@ def test_tiny(tiny_relay, near):
     check_forward(tiny_relay, load("tiny_forward"), near)
 
 
+@pytest.mark.slow
 def test_topology_of_256(build, near):
     check_forward(build(MINI, 5, 3, 32), load("mini256"), near)
 

@@ -120,6 +120,7 @@ def test_the_error_is_of_the_profile():
     assert np.all(got > 0.01)
 
 
+@pytest.mark.slow
 def test_sampled_by_the_command(run, tmp_path, capsys):
     def drawn(which):
         argv = ["--workdir", str(run[0]), "--num", "4", "--steps", "2", "--ema", which]
@@ -175,6 +176,7 @@ def test_refusals(run, trained, tmp_path, capsys):
     assert "config.keep_every" in said
 
 
+@pytest.mark.slow
 def test_a_training_run_keeps_what_is_needed(tiny_config, root, tmp_path, capsys):
     """From train.py's config to a width that it never tracked."""
     file = tmp_path / "mine.py"

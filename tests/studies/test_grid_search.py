@@ -86,6 +86,7 @@ def test_costs_are_the_closed_form(name):
     scale = np.mean(np.float64(problem.x) ** 2, 1)
     for i, j in [(0, 1), (0, 5), (2, 7), (5, 12), (0, 12)]:
         want = scale * (whole(0, i) * (factor(i, j) - whole(i, j)) * whole(j, 12)) ** 2
+        # 400 random signs: 7 % is one standard deviation.
         np.testing.assert_allclose(got[:, i, j], want, rtol=0.3, atol=1e-9)
         np.testing.assert_allclose(got[:, i, j].mean(), want.mean(), rtol=0.12, atol=1e-9)
     assert not np.tril(np.asarray(got).sum(0)[:, :-1]).any()

@@ -171,6 +171,7 @@ def test_only_counts_below_the_reference_are_answers():
 # ---- commands ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command(trained, tmp_path, capsys):
     argv = ["--workdir", str(trained), "--net", "pixels", "--num", "16", "--batch", "16"]
     argv += ["--steps", "2,3", "--search", "2", "--fine", "5", "--search_num", "8"]

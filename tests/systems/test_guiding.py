@@ -154,6 +154,7 @@ def drawn(run, tmp_path, *flags):
         return arrays["image"].astype(int)
 
 
+@pytest.mark.slow
 def test_commands_guide_by_another_run(trained, smaller, tmp_path, capsys):
     plain = "--guidance", "1"
     by = lambda scale: ("--autoguide", smaller, "--autoguide_scale", scale)

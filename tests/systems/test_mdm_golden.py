@@ -229,6 +229,7 @@ class Passed:
         return fed
 
 
+@pytest.mark.slow
 def test_four_steps_of_training():
     g = load("train_steps")
     net, params = encoder()

@@ -228,6 +228,7 @@ def test_own_pictures(own):
         starts.Own(own, (4, 4, 3))
 
 
+@pytest.mark.slow
 def test_sampling_own_pictures(own, chain, tmp_path, capsys):
     out = tmp_path / "out.npz"
     argv = ["--workdir", str(chain[1]), "--start", str(own), "--out", str(out)]

@@ -253,6 +253,7 @@ def test_an_iddpm_snapshot(craft, by_rule, tmp_path):
 
 
 @pytest.mark.parametrize("wrapper", ["VPPrecond", "VEPrecond"])
+@pytest.mark.slow
 def test_a_vp_or_ve_snapshot(wrapper, craft, by_rule, tmp_path):
     """Table 1's columns by hand around the network alone, and samples."""
     net, state = state_of("SongUNet", SONG, 3, by_rule)
