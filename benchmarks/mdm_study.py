@@ -1,6 +1,6 @@
 """A motion model against held-out takes, as docs/claims.md sets out: MDM-7 and MDM-8.
 
-    python benchmarks/mdm_study.py judge --data bandai_judge.npz --out FOLDER
+    python benchmarks/mdm_study.py judge --data bandai_judge.npz --out FOLDER [--shuffle_frames]
     python benchmarks/mdm_study.py score --data bandai.npz --run RUN --out FOLDER [--num 2048]
     python benchmarks/mdm_study.py seams --run LONG_RUN --data bandai.npz --out FOLDER
 
@@ -8,8 +8,8 @@
 the validation takes. `score` samples the run as the test clips are described and writes score.json
 (accuracies beside the real clips', KID, FD, diversity, multimodality, foot skate) and a film of a
 motion for each content. `seams` makes eight minutes of motion from changing texts. The data are
-made by `python benchmarks/packs.py bandai`. How many steps are enough (MDM-1 to MDM-6) is asked of
-`python -m diffjax.studies.steps` and of runs by `train_seeds.py`.
+made by `python benchmarks/packs.py bandai`. How many steps are enough (MDM-1 to MDM-6) is asked in
+`mdm_steps.py`.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from diffjax.errors import choose, command
 from diffjax.metrics import frechet, kid, motion, motion_judge
 from diffjax.run import cli, devices, films, sampling
 from diffjax.run import mesh as meshes
-from diffjax.systems.mdm import scores
+from diffjax.systems.mdm import motions, scores
 
 COMPONENTS = 24  # of the features, for a Frechet distance from so few real clips
 REPEATS = 20  # of a text, for multimodality
@@ -59,6 +59,8 @@ def kinds(source) -> tuple[dict, dict]:
 
 def train_judge(args) -> None:
     opened = {split: open_motion(args.data, split) for split in ("train", "val")}
+    if args.shuffle_frames:
+        opened = {split: motions.shuffled(source) for split, source in opened.items()}
     steps = TOY["steps"] if args.toy else 1500
     labels, heads = kinds(opened["train"])
     judge = motion_judge.train(
@@ -141,6 +143,9 @@ def score(args) -> None:
             "real": motion.diversity(true.features, pairs),
         },
         "multimodality": motion.multimodality(repeats, min(10, repeats.shape[1] // 2)),
+        "nearest": nearest(
+            fake.features, true.features, see(*clips_of(system.data("train").source))
+        ),
         "generated": bodies(made["motion"], made["length"], source.skeleton, source.skeleton.fps),
         "real": bodies(real, lengths, source.skeleton, source.skeleton.fps),
     }
@@ -153,6 +158,19 @@ def gap(real: np.ndarray, fake: np.ndarray) -> dict:
     value = float(real.mean() - fake.mean())
     half = 1.96 * float(np.sqrt(real.var() / len(real) + fake.var() / len(fake)))
     return {"value": value, "low": value - half, "high": value + half}
+
+
+def nearest(fake, real, train) -> dict:
+    """How far the nearest training clip is, in features: what a model knows by heart.
+
+    Medians, and the share of samples that are nearer to one than 99 % of the held-out clips are.
+    """
+    train = train.features
+    far = lambda x: np.array([np.sqrt(((train - row) ** 2).sum(1).min()) for row in x])
+    generated, held_out = far(fake), far(real)
+    limit = np.percentile(held_out, 1)
+    found = {"generated": np.median(generated), "real": np.median(held_out)}
+    return {**found, "nearer_than_99": np.mean(generated < limit)}
 
 
 def principal(features: np.ndarray, count: int):
@@ -192,8 +210,9 @@ def seams(args) -> None:
     step = config.diffusion.predict
     texts = list(source.class_names)
     random = np.random.default_rng(0)
-    seconds, found, heights = 4.0 if args.toy else 60.0, [], []
-    fastest = lambda joints: np.linalg.norm(np.diff(joints, axis=0), axis=-1).max(-1)
+    seconds, found, heights, paces = 4.0 if args.toy else 60.0, [], [], []
+    moved = lambda joints: np.linalg.norm(np.diff(joints, axis=0), axis=-1)
+    fastest = lambda joints: moved(joints).max(-1)
     for number in range(1 if args.toy else 8):
         cond = ";".join(random.choice(texts, 12, replace=False))
         request = dataclasses.replace(system.request, cond=cond, seconds=seconds)
@@ -201,6 +220,7 @@ def seams(args) -> None:
         joints = collect(system, params, request, args, 1, given)["joints"][0]
         found.append(fastest(joints)[step - 1 :: step])
         heights.append([float(joints[:100, 0, 1].mean()), float(joints[-100:, 0, 1].mean())])
+        paces.append(moved(joints).mean())
         if not number:
             films.save_film(
                 [joints[:400]], source.skeleton, args.out / "long.gif", captions=["60 s"]
@@ -211,6 +231,8 @@ def seams(args) -> None:
     word = "holds" if above == 0 else "does not hold" if above > 0.02 else "undecided"
     about = {"weights": which, "seams": len(found), "above": above, "MDM-8": word}
     about |= {"largest": float(found.max()), "real_99": limit, "root_heights": heights}
+    pace = np.concatenate([moved(source.joints(i)).mean(-1) for i in range(len(source))]).mean()
+    about["speed"] = {"generated": float(np.mean(paces)), "real": float(pace)}
     write_json(args.out / "seams.json", about)
 
 
@@ -232,6 +254,7 @@ def main(argv: list[str]) -> int:
     add("--out", type=Path, required=True, help="a folder; phases find each other there")
     add("--num", type=cli.positive, default=2048, help="samples")
     add("--batch", type=cli.positive, default=256, help="how many are sampled at a time")
+    add("--shuffle_frames", action="store_true", help="judge: of clips whose frames are permuted")
     add("--toy", action="store_true", help="everything small, to see that it runs")
     args = parser.parse(argv)
     if args.toy:

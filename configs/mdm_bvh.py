@@ -15,7 +15,7 @@ def get_config():
     config.update(checkpoint_every=5_000, log_every=100, sample_every=5_000)
     config.data.update(path="", max_frames=196, min_frames=20, crop=4, mirror=True)
     config.text.update(width=128, layers=2, heads=4)
-    config.network.update(width=256, layers=8, heads=4, ff=1024)
+    config.network.update(width=256, layers=8, heads=4, ff=1024, attention_dropout=0.0)
     config.optimizer.update(learning_rate=2e-4, warmup_steps=500.0, final=0.01, b2=0.99)
     config.ema.ema.decay = 0.9995
     config.sampling.seconds = 5.0

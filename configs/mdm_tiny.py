@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
                 "mask_frames": True,
                 "attention": "auto",
                 "dropout": 0.1,
+                "attention_dropout": 0.1,  # of its weights; 0 lets training use a faster attention
                 "dtype": "float32",
             },
             # steps: of the schedule, all trained; context and predict: frames that are known and

@@ -54,8 +54,9 @@ def main(argv: list[str]) -> int:
     _check_flags(args, names, searched)
 
     mesh = meshes.make_mesh(meshes.LOCAL)
-    runs = [_open(name, request, args, mesh) for name in args.workdir]
-    against = [_open(name, request, args, mesh) for name in args.against] or runs
+    opened_systems: list[tuple] = []
+    runs = [_open(name, request, args, mesh, opened_systems) for name in args.workdir]
+    against = [_open(name, request, args, mesh, opened_systems) for name in args.against] or runs
     if len(against) != len(runs):
         raise UserError(f"--against: {len(against)} runs, but --workdir has {len(runs)}")
     system = runs[0].system
@@ -225,12 +226,26 @@ class Run(NamedTuple):
         return self.system.equip(self.params, request, mesh)[0]
 
 
-def _open(workdir: str, request, args, mesh: Mesh) -> Run:
-    system, _ = systems.load(workdir)
+def _open(workdir: str, request, args, mesh: Mesh, known: list[tuple]) -> Run:
+    """known: of the runs before, to which this one's is added: seeds of one config share a system,
+    and so a compiled program."""
+    system, config = systems.load(workdir)
+    about = {k: v for k, v in config.to_dict().items() if k not in ("name", "seed")}
+    for same, other in known:
+        if about == same and _equal(system.assets, other.assets):
+            system = other
+    known.append((about, system))
     if type(system.request) is not type(request):
         raise UserError(f"{workdir}: a run of another system than {args.workdir[0]}")
     params, which = sampling.load_params(system, Path(workdir), mesh, ema=args.ema, step=args.step)
     return Run(system, params, which)
+
+
+def _equal(a: dict, b: dict) -> bool:
+    """Whether two systems' assets are the same."""
+    leaves, shape = jax.tree.flatten(a)
+    others, shape_b = jax.tree.flatten(b)
+    return shape == shape_b and all(map(np.array_equal, leaves, others))
 
 
 def _judge(system: System, source, metric: str, net: str, mesh: Mesh) -> Judge:
@@ -304,12 +319,13 @@ def study(
 
 def _score(arm: Arm, models, judge: Judge, source, how: dict, bar) -> tuple:
     """([one statistic a model], median seconds a sample of the batches after the first)."""
-    statistics, seconds = [], []
+    statistics, seconds, programs = [], [], {}
     for model in models:
-        parts, clock = [], time.monotonic()
+        system, parts, clock = model.system, [], time.monotonic()
+        run = programs.setdefault(id(system), sampling.sampler(system, arm.request, how["mesh"]))
         for part in sampling.batches(
-            model.system, model.weights(arm.request, how["mesh"]), arm.request,
-            condition=_like(model.system, arm.request, source), **how,
+            system, model.weights(arm.request, how["mesh"]), arm.request, run=run,
+            condition=_like(system, arm.request, source), **how,
         ):  # fmt: skip
             count = len(jax.tree.leaves(part)[0])
             seconds.append((time.monotonic() - clock) / count)

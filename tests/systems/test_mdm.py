@@ -93,6 +93,17 @@ def test_bones_keep_their_lengths(loaded):
     np.testing.assert_allclose(loose[:, :, 0], found["joints"][:, :, 0], atol=1e-5)
 
 
+def test_a_grid_of_one_s_own_is_the_schedule_s_where_it_says_the_same(loaded):
+    system, params = loaded
+    named = dataclasses.replace(system.request, steps=3, frames=8)
+    own = dataclasses.replace(named, grid="8,5,1", steps=0)  # with 0, what 3 of 8 steps visit
+    assert requests.grid_of(named, 8).tolist() == [8, 5, 1, 0]
+    want, got = (draw(system, params, request, 2)["motion"] for request in (named, own))
+    np.testing.assert_array_equal(want, got)
+    other = draw(system, params, dataclasses.replace(own, grid="8,6.5,1"), 2)["motion"]
+    assert np.isfinite(other).all() and not np.allclose(other, want)
+
+
 def test_a_sample_does_not_depend_on_its_batch(loaded):
     system, params = loaded
     request = dataclasses.replace(system.request, cond="walk, normal; squat, tired", steps=3)
@@ -270,6 +281,8 @@ def test_wrong_flags_are_one_line(run, capsys, folder, tmp_path):
         return refused(capsys, sample.main, "--workdir", run, *words)
 
     assert "did you mean 'ddim'" in said("--sampler", "ddin")
+    assert "did you mean 'ddim'" in said("--grid", "ddin")
+    assert "--grid: from time 9; the network knows those up to 8" in said("--grid", "9,2")
     assert "--steps 9: must be from 0 to 8" in said("--steps", 9)
     assert "1.6 seconds" in said("--seconds", 30)
     assert "give --motion FILE too" in said("--edit", "upper_body")

@@ -158,7 +158,7 @@ def test_respacing():
     steps |= {"50_ddim10": (10, "ddim"), "50_to_5": (5, "even")}
     for tag, (count, spacing) in steps.items():
         total = int(tag.split("_")[0])
-        grid = requests.grid_of(Request(steps=count, spacing=spacing), total)
+        grid = requests.grid_of(Request(steps=count, grid=spacing), total)
         np.testing.assert_array_equal(grid[-2::-1] - 1, tables[f"respace_{tag}_map"])
         level = processes.discrete(processes.cosine_betas(total)).at(grid[::-1])
         betas = 1 - (level.alpha[1:] / level.alpha[:-1]) ** 2

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffjax.core import grids, guidance, samplers
 from diffjax.errors import UserError, choose
+from diffjax.run import own_grid
 from diffjax.run.system import Problem
 from diffjax.systems import images
 from diffjax.systems.images import field
@@ -31,7 +32,9 @@ class Request:
     guidance: float = field(2.5, "classifier-free guidance scale; 1 is none, 0 without condition")
     sampler: str = field("ancestral", "ancestral, ancestral_large, ddim, dpmpp, dpmpp_sde or unipc")
     steps: int = field(0, "sampler steps; 0: all that the network was trained with")
-    spacing: str = field("even", "which of the steps: even, ends included, or ddim, whole strides")
+    grid: str = field(
+        "even", f"which steps: even, ends included; ddim, whole strides; {own_grid.HELP}"
+    )
     eta: float = field(0.0, "0 deterministic .. 1 all noise new (ddim)")
     edit: str = field("", "in_between or upper_body: what to make new of --motion")
     motion: str = field("", "the .bvh or .npz file to edit, of the run's skeleton")
@@ -61,7 +64,6 @@ def check(request: Request, steps: int) -> None:
       steps: T, that the network was trained with.
     """
     choose(request.sampler, SAMPLERS, "--sampler")
-    choose(request.spacing, {"even": 0, "ddim": 0}, "--spacing")
     ranges = {
         "seconds": (0.0, 1e5),
         "frames": (0, LONGEST),
@@ -94,10 +96,16 @@ def grid_of(request: Request, steps: int) -> np.ndarray:
     """Returns the sampler's grid on `processes.discrete` of T = steps, float64 [n + 1].
 
     Raises:
-      UserError: more steps than T, or no whole stride.
+      UserError: more steps than T, no whole stride, or times of one's own above T.
     """
+    own = own_grid.read(request.grid)
+    if own is not None:
+        if own[0] > steps:
+            raise UserError(f"--grid: from time {own[0]:g}; the network knows those up to {steps}")
+        return own
+    choose(request.grid, {"even": 0, "ddim": 0}, "--grid")
     count = request.steps or steps
-    spec = f"ddim{count}" if request.spacing == "ddim" and count < steps else str(count)
+    spec = f"ddim{count}" if request.grid == "ddim" and count < steps else str(count)
     try:
         return grids.respaced(steps, spec)
     except UserError as error:
