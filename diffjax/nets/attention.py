@@ -27,13 +27,17 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.einsum("bhqk,bkhc->bqhc", w, v)
 
 
-def implementation_for(name: str, dtype, channels: int) -> str:
+FEW = 8  # sequences: below, one call more costs more time than its arithmetic saves
+
+
+def implementation_for(name: str, dtype, channels: int, batch: int = FEW) -> str:
     """Returns what "auto" is here: "cudnn" where there is one that takes it, else "einsum".
 
     Args:
       name: one of `IMPLEMENTATIONS`; all but "auto" are returned as they are.
       dtype: of the queries. cuDNN's attention wants half precision,
       channels: of a head; a multiple of 8 up to 128, and an Nvidia GPU from 2020 on.
+      batch: of sequences; for less than `FEW` it is "einsum".
 
     Raises:
       UserError: a name that is none of `IMPLEMENTATIONS`.
@@ -42,7 +46,7 @@ def implementation_for(name: str, dtype, channels: int) -> str:
     if name != "auto":
         return name
     able = jnp.dtype(dtype).itemsize == 2 and channels % 8 == 0 and channels <= 128
-    if not able or jax.default_backend() != "gpu":
+    if not able or batch < FEW or jax.default_backend() != "gpu":
         return "einsum"
     # "9.0" of an H200; AMD's GPUs have names such as "gfx90a".
     capability = re.fullmatch(r"(\d+)\.\d+", str(jax.devices()[0].compute_capability))

@@ -241,7 +241,7 @@ class MotionTransformer(nn.Module):
         name = "seqTransDecoder" if self.decoder else "seqTransEncoder"
         memory = None if memory is None else memory.astype(self.dtype)
         rate = self.dropout if self.attention_dropout is None else self.attention_dropout
-        implementation = implementation_for(self.attention, self.dtype, self.width // self.heads)
+        implementation = implementation_for(self.attention, self.dtype, self.width // self.heads, b)
         settings = Settings(
             *(self.width, self.layers, self.heads, self.ff, self.dropout, rate),
             *(implementation, self.dtype),
