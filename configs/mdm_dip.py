@@ -16,5 +16,6 @@ def get_config():
     config.network.update(kind="trans_dec", emb_trans_dec=False, emb_policy="add")
     config.diffusion.update(steps=10, context=20, predict=40)
     config.data.crop = 0
-    config.sampling.update(guidance=2.5, seconds=10.0)
+    config.loss.velocity = 1.0
+    config.sampling.update(guidance=2.5, ease=20, seconds=10.0)
     return config

@@ -148,6 +148,7 @@ def make(config, assets: dict | None = None) -> System:
             *(x, x0, mask, weights),
             joints_of=functools.partial(_centred, body=body),
             feet=body.skeleton.feet,
+            before=prefix,
             rows=6 if body.kind == "rot6d" else 0,
         )
         means = {name: value.mean() for name, value in found.items()}
@@ -168,6 +169,8 @@ def make(config, assets: dict | None = None) -> System:
                 )
         if free and request.cond:
             raise UserError(f"--cond {request.cond}: this model has no conditions")
+        if request.ease and not context:
+            raise UserError(f"--ease {request.ease}: this model goes on from no known frames")
         if context and request.edit:
             raise UserError("--edit: a model with a context goes on from frames and edits none")
 
@@ -258,7 +261,10 @@ def make(config, assets: dict | None = None) -> System:
         """The problem of one motion, or of the frames after a prefix."""
         part = {name: given[name] for name in ("mask", "drop", "prefix") if name in given}
         answer = lambda x, t, g: estimate(params, x, t, g, g["told"])
-        denoise = requests.guided(answer, {**part, "told": told}, scale_of(request))
+        scale = scale_of(request)
+        if request.ease and scale != 1:
+            scale = requests.eased(scale, request.ease, given["mask"].shape[1])
+        denoise = requests.guided(answer, {**part, "told": told}, scale)
         if "known" in given:
             denoise = guidance.inpaint(denoise, given["known"], given["kept"])
         grid, mask = requests.grid_of(request, settings.steps), given["mask"][..., None]

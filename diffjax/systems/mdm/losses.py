@@ -42,6 +42,7 @@ def terms(
     *,
     joints_of: Callable | None = None,
     feet: tuple[int, ...] = (),
+    before=None,
     rows: int = 0,
     standing: float = STANDING,
 ) -> dict[str, jax.Array]:
@@ -58,6 +59,8 @@ def terms(
       joints_of: [B, N, D] -> joints [B, N, J, 3] without the body's way over the floor, for the
         first two of them.
       feet: the joints that may stand.
+      before: [B, C, D], known frames that these follow, or None: the velocity of the step from the
+        last of them counts too.
       rows: numbers at a frame's end that are not compared as velocities: 6 of `rot6d`, where they
         are the root's place.
       standing: the largest distance a frame of a foot that stands.
@@ -75,7 +78,9 @@ def terms(
         found["contact"] = masked(moved, jnp.zeros_like(moved), mask[:, 1:])
     if weights.velocity:
         kept = slice(None, x0.shape[-1] - rows)
-        change = lambda x: jnp.diff(x[..., kept], axis=1)
-        found["velocity"] = masked(change(estimate), change(x0), mask[:, 1:])
+        last = None if before is None else before[:, -1:, kept].astype(x0.dtype)
+        change = lambda x: jnp.diff(x[..., kept], axis=1, prepend=last)
+        steps = mask[:, 1:] if before is None else mask
+        found["velocity"] = masked(change(estimate), change(x0), steps)
     scales = {"x0": 1.0, **weights._asdict()}
     return {**found, "loss": sum(scales[name] * value for name, value in found.items())}

@@ -30,6 +30,9 @@ class Request:
     seconds: float = field(0.0, "how long; 0: as long as the run's config says")
     frames: int = field(0, "how long in frames, in place of --seconds")
     guidance: float = field(2.5, "classifier-free guidance scale; 1 is none, 0 without condition")
+    ease: int = field(
+        0, "frames over which guidance grows from 0, after the known ones (models with a context)"
+    )
     sampler: str = field("ancestral", "ancestral, ancestral_large, ddim, dpmpp, dpmpp_sde or unipc")
     steps: int = field(0, "sampler steps; 0: all that the network was trained with")
     grid: str = field(
@@ -68,6 +71,7 @@ def check(request: Request, steps: int) -> None:
         "seconds": (0.0, 1e5),
         "frames": (0, LONGEST),
         "guidance": (-1e4, 1e4),
+        "ease": (0, LONGEST),
         "steps": (0, steps),
         "eta": (0.0, 1.0),
     }
@@ -158,6 +162,16 @@ def guided(estimate: Callable, given: dict, scale) -> Callable:
         return guidance.cfg(lambda *_: cond, lambda *_: uncond, scale)(x, t)
 
     return denoise
+
+
+def eased(scale: float, ease: int, frames: int) -> np.ndarray:
+    """Returns a guidance scale for each frame, float32 [frames, 1]: 0 at the first, whole after
+    `ease` frames.
+
+    Ours. Where the text changes, guidance pulls the frames after a prefix away from it, and the
+    more so the larger it is; without it the motion goes on as it was.
+    """
+    return np.float32(scale * np.minimum(1.0, np.arange(frames) / ease))[:, None]
 
 
 def problem_of(denoise: Callable, process, grid, noise, first=0, mask=None) -> Problem:
