@@ -73,6 +73,34 @@ def beside(
     return out
 
 
+def stacked(rows: dict[str, np.ndarray], *, scale: int | None = None) -> np.ndarray:
+    """Puts rows of clips below each other, each under its title: real ones above imagined ones.
+
+    Args:
+      rows: {title: uint8 [N, T, H, W, 3]}, all of one shape.
+      scale: as in `save_clip`, done here; by default as many as make about 128 a clip.
+
+    Returns:
+      uint8 [T, H', W', 3], to be saved with `scale=1`.
+    """
+    rows = {title: np.asarray(clips) for title, clips in rows.items()}
+    shapes = {clips.shape for clips in rows.values()}
+    if len(shapes) != 1 or any(clips.ndim != 5 for clips in rows.values()):
+        raise UserError(f"rows of clips are uint8 [N, T, H, W, 3], all alike, not {shapes}")
+    strips = []
+    gap, head, font = 4, 22, ImageFont.load_default(14)
+    for title, clips in rows.items():
+        height, width = clips.shape[2:4]
+        times = scale or max(1, 128 // max(height, width))
+        large = [_checked(clip).repeat(times, 1).repeat(times, 2) for clip in clips]
+        side = np.full((*large[0].shape[:2], gap, 3), 255, np.uint8)
+        strip = np.concatenate([part for clip in large for part in (clip, side)][:-1], 2)
+        sheet = Image.new("RGB", (strip.shape[2], head), "white")
+        ImageDraw.Draw(sheet).text((4, 3), title, "black", font)
+        strips += [np.repeat(np.asarray(sheet)[None], len(strip), 0), strip]
+    return np.concatenate(strips, 1)
+
+
 def _checked(frames: np.ndarray) -> np.ndarray:
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
