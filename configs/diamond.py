@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
             "log_every": 100,  # updates of a network
             "sample_every": 10,  # epochs
             "num_samples": 4,
-            "updates_per_call": 20,  # how many the device makes before it is asked again
+            "updates_per_call": 20,  # how many the device makes before it is asked again (on CPU 1)
             "frame_size": 64,
             "past_frames": 4,
             "sample_weights": (0.1, 0.1, 0.1, 0.7),  # of the quarters of the episodes, oldest first

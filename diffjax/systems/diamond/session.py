@@ -75,6 +75,9 @@ class Session:
         self._games = self._memory = None
         self._sampler = None
         self._calls, self._pending = {}, []
+        # On CPU gradients of convolutions inside a loop are some twenty times as slow.
+        on_cpu = jax.default_backend() == "cpu"
+        self._per_call = 1 if on_cpu else config.updates_per_call
         self.replay = None
         if experience.recorded is None:
             self.replay = Replay(workdir / "replay", config.collection.seats)
@@ -214,8 +217,8 @@ class Session:
         while self.position.done < total and not self._stop():
             if budget and self.position.seconds >= budget:
                 break
-            done, size = self.position.done, self.config.updates_per_call
-            size = min(size - done % size, total - done)
+            done = self.position.done
+            size = min(self._per_call - done % self._per_call, total - done)
             metrics = call(network, source, size)
             self._pending.append(metrics)
             # Two calls in flight keep the device busy and Ctrl-C prompt.
