@@ -15,7 +15,7 @@ def get_config():
     config.evaluation.update(every=2, games=2, final_games=2, longest=60, starts=4, horizon=20)
     small = {"depths": (1, 1), "channels": (16, 32), "attention": (False, False)}
     config.denoiser.update(**small, cond_channels=64, batch_size=16, learning_rate=1e-3)
-    config.denoiser.update(first_steps=120, epoch_steps=40, warmup_steps=10)
+    config.denoiser.update(first_steps=400, epoch_steps=100, warmup_steps=10)
     config.reward_end.update(**small, lstm_dim=32, cond_channels=16, segment=8, batch_size=16)
     config.reward_end.update(first_steps=40, epoch_steps=20, learning_rate=1e-3, warmup_steps=10)
     config.actor_critic.update(lstm_dim=32, channels=(8, 16), down=(True, True), batch_size=8)

@@ -107,7 +107,7 @@ class System:
       fit: for a system with an outer loop of its own: what train.py calls in place of `loop.train`,
         (workdir, init_from=, dry_run=) -> exit status.
       play: (params, request, seed) -> what `run.play.serve` takes: {"start", "step", "keys",
-        "title"}. None: there is nothing to play.
+        "title", "fps"}. None: there is nothing to play.
       judge: (source, metric, net name, sharding=) -> a `metrics.judging.Judge`: a score of any part
         of the samples, for intervals. Raises as `evaluate`. None: `evaluate` itself is asked for
         each part, which is slower.

@@ -11,7 +11,6 @@ from diffjax.systems.diamond import segments
 from diffjax.systems.diamond.settings import GROUPS
 
 
-
 class Batches:
     """What one network is trained on.
 

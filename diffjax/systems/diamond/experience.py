@@ -68,9 +68,7 @@ def open_experience(config) -> Experience:
     folder = Folder(config.data.path)
     shape = folder[0].obs.shape[1:]
     if shape != (size, size, 3):
-        raise UserError(
-            f"{config.data.path}: frames of {list(shape)}, config.frame_size is {size}"
-        )
+        raise UserError(f"{config.data.path}: frames of {list(shape)}, config.frame_size is {size}")
     most = 1 + max(int(folder[i].act.max()) for i in range(len(folder)))
     if actions and most > actions:
         raise UserError(

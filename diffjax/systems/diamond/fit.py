@@ -16,8 +16,10 @@ from diffjax.run.checkpoints import Checkpoints, append_json, cut_jsonl
 from diffjax.run.logs import Logger, environment
 from diffjax.run.processes import Signals
 from diffjax.run.system import System, load_assets, save_assets
+from diffjax.systems.diamond import collecting, looking
 from diffjax.systems.diamond import state as states
 from diffjax.systems.diamond.experience import Experience
+from diffjax.systems.diamond.learning import Learner
 from diffjax.systems.diamond.session import Position, Session
 from diffjax.systems.diamond.settings import GROUPS, Parts, updates_of
 from diffjax.weights import trees
@@ -103,33 +105,46 @@ def fit(
         log.say(f"{workdir}: going on with its own checkpoint; --init_from is not used")
 
     # ---- the loop ---------------------------------------------------------------------------
-    with (
-        Signals() as signals,
-        Session(
-            system, parts, config, experience, workdir, mesh, shardings, checkpoints, log, signals,
-            state, position,
-        ) as session,
-    ):  # fmt: skip
+    with Signals() as signals:
+        session = Session(
+            system=system,
+            parts=parts,
+            config=config,
+            experience=experience,
+            workdir=workdir,
+            mesh=mesh,
+            shardings=shardings,
+            checkpoints=checkpoints,
+            log=log,
+            signals=signals,
+            state=state,
+            position=position,
+            step=newest or 0,
+        )
+        del state  # its buffers are donated: the session has the newest
+        learner = Learner(session)
         if source:
             session.save()  # so that a kill before the first checkpoint does not forget these
         if not session.over():
-            session.begin()
-        while not session.over() and not signals.got:
-            session.look()  # a kill may have come between the last epoch and this
-            session.collect()
-            for network in parts.networks:
-                session.learn(network)
-            session.close_epoch()
+            begin = f"epoch {position.epoch} of {config.epochs}, step {session.step}"
+            log.say(f"{workdir}: {begin}; the first updates of each network compile")
+            looking.record_starts(session)
+        with collecting.player(session) as player:
+            while not session.stopping():
+                looking.look(session)  # a kill may have come between the last epoch and this
+                player.collect()
+                for network in parts.networks:
+                    learner.learn(network)
+                session.close_epoch()
 
         # ---- leave: saved, and at the end with scores and a picture ----------------------------
-        finished = session.over()
+        finished, step = session.over(), session.step
         session.save()
         if finished:
-            session.look(last=True)
-        step, finished = session.step, finished and not signals.got
-        if finished:
+            looking.look(session, last=True)
             held = sampling.fetch(session.state.params)
             trees.save(held, workdir / sampling.WEIGHTS, {"step": str(step)})
+        finished = finished and not session.interrupted()
     checkpoints.close()
     log.close()
     lock.close()

@@ -83,7 +83,9 @@ def starts_of(episodes: Sequence[Episode], past: int, horizon: int, count: int) 
       UserError: no episode of more than `past` frames.
     """
     length = past + horizon
-    frames = [e.obs if e.final is None else np.concatenate([e.obs, e.final[None]]) for e in episodes]
+    frames = [
+        e.obs if e.final is None else np.concatenate([e.obs, e.final[None]]) for e in episodes
+    ]
     whole = [(i, t) for i, f in enumerate(frames) for t in range(len(f) - length + 1)]
     if len(whole) > count:
         whole = [whole[i] for i in np.linspace(0, len(whole) - 1, count).astype(int)]

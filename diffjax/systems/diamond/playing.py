@@ -40,7 +40,7 @@ class Played(NamedTuple):
 
 
 def opened(parts: Parts, about: dict, recorded, params: dict, request: Request, seed: int) -> dict:
-    """Returns what `run.play.serve` is called with: start, step, keys and title.
+    """Returns what `run.play.serve` is called with: start, step, keys, title and fps.
 
     The i-th beginning is the i-th recording's first frames, and its steps are made of the same
     keys as sample i of the same seed: the recorded actions lead to the same frames.
@@ -94,7 +94,8 @@ def opened(parts: Parts, about: dict, recorded, params: dict, request: Request, 
             return Played(played.starts, world, key, 0, 0.0), picture
         return played._replace(world=world, steps=steps, score=score), picture
 
-    return {"start": start, "step": step, "keys": about["keys"], "title": about["name"]}
+    told = {"keys": about["keys"], "title": f"{about['name']}, imagined", "fps": request.fps}
+    return {"start": start, "step": step, **told}
 
 
 def drawn(frame: np.ndarray, steps: int, score: float | None, rew: float = 0, end: bool = False):

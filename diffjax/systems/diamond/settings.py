@@ -115,7 +115,7 @@ class Parts(NamedTuple):
         return {name: net for name, net in zip(GROUPS, every) if name in self.networks}
 
     def policy(self, params: dict) -> Callable:
-        """(frames [B, H, W, C] in [-1, 1], memory) -> (logits, value, memory), of {network: params}."""
+        """(frames in [-1, 1], memory) -> (logits, value, memory), of {network: params}."""
         net, own = self.actor_critic, params["actor_critic"]
         return lambda obs, memory: net.apply({"params": own}, obs, memory)
 
@@ -208,9 +208,7 @@ def make(config, actions: int) -> Parts:
             f"config.denoiser.cond_channels {d.cond_channels}: a multiple of twice "
             f"config.past_frames {config.past_frames} is wanted"
         )
-    net = DiamondUNet(
-        d.cond_channels, **levels(d), num_actions=actions, dtype=DTYPES[d.dtype]
-    )
+    net = DiamondUNet(d.cond_channels, **levels(d), num_actions=actions, dtype=DTYPES[d.dtype])
     denoiser = Denoiser(net, d.sigma_data, d.sigma_offset, d.quantise)
     reward_end = actor_critic = None
     if "rew_end_model" in networks:

@@ -39,7 +39,9 @@ def loss_plot(metrics: Path, path: Path) -> None:
             axis.plot(*curve(f"test_{name}"), "o", color="tab:orange", ms=4, label="held out")
             axis.legend(loc="upper right")
         label = "score in the game" if name == "score_mean" else name.replace("_", " ")
-        axis.set(ylabel=label, yscale="log" if name in ("denoiser_loss", "reward_end_loss") else "linear")
+        axis.set(
+            ylabel=label, yscale="log" if name in ("denoiser_loss", "reward_end_loss") else "linear"
+        )
         axis.grid(alpha=0.3, which="both")
     axes[-1].set(xlabel="updates of all networks")
     temporary = path.with_name(path.name + ".tmp")

@@ -184,9 +184,7 @@ def policy_call(parts: Parts, config, updates: int) -> Callable:
 
     def update(state: State, _, starts):
         key = jax.random.fold_in(base_key(config.seed, network), state.counts[network])
-        learner = Learner(
-            state.params[network], state.opt_state[network], state.world, state.seat
-        )
+        learner = Learner(state.params[network], state.opt_state[network], state.world, state.seat)
         learner, metrics = imagination.update(
             parts.imagination,
             parts.actor_critic,
