@@ -15,7 +15,7 @@ import pytest
 import sample
 import train
 from diffjax import systems
-from diffjax.run import run_directory, sampling
+from diffjax.run import play, run_directory, sampling
 from diffjax.run.checkpoints import Checkpoints
 from diffjax.systems.diamond import session as sessions
 from diffjax.systems.diamond.replay import Replay
@@ -306,6 +306,24 @@ def test_the_agent_acts(finished, tmp_path):
     with np.load(out) as arrays:
         assert arrays["imagined"].shape == (2, 10, 8, 8, 3) and "real" not in arrays
         assert arrays["act"].shape == (2, 9) and arrays["rew"].shape == (2, 6)
+
+
+def test_a_run_is_played_in_a_browser(finished, monkeypatch):
+    """What sample.py hands to `run.play.serve`, which has tests of its own."""
+    called = {}
+    monkeypatch.setattr(play, "serve", lambda start, step, keys, **more: called.update(
+        more, keys=keys, frame=step(start()[0], 2)[1]
+    ))  # fmt: skip
+    words = ["--workdir", str(finished), "--play", "--port", "0", "--fps", "7", "--horizon", "999"]
+    assert sample.main(words) == 0
+    assert called["keys"] == {"": 0, "ArrowLeft": 1, "ArrowRight": 2}
+    assert (called["fps"], called["port"], called["title"]) == (7.0, 0, "ball, imagined")
+    assert called["frame"].shape == (14 + 128, 128, 3)
+
+
+def test_a_run_without_worlds_is_not_played(trained, capsys):
+    assert sample.main(["--workdir", str(trained), "--play"]) == 2
+    assert "makes no worlds" in capsys.readouterr().err
 
 
 def test_costs_are_told_without_a_run(words, tmp_path, capsys):
