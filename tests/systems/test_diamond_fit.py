@@ -207,6 +207,24 @@ def test_other_recordings_are_refused(recorded, words, tmp_path, capsys):
     assert "give these data another --workdir" in capsys.readouterr().err
 
 
+def test_what_is_not_finite_stops_the_run(recorded, words, tmp_path, capsys):
+    folder = recorded[1]
+    flags = words(game="", data__path=folder, learn="denoiser", epochs=1, denoiser__clip=1e30)
+    flags += ["--config.denoiser.learning_rate=1e30", "--config.denoiser.first_steps=8"]
+    assert train.main([*flags, "--workdir", str(tmp_path / "run")]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "was not finite at step" in line and "Lower config.denoiser.learning_rate" in line
+
+
+def test_longer_roll_outs_are_recorded_anew(recorded, words, tmp_path):
+    workdir, folder = tmp_path / "run", recorded[1]
+    flags = words(game="", data__path=folder, learn="denoiser", epochs=1)
+    for horizon, epochs in ((4, 1), (6, 2)):
+        more = [f"--config.evaluation.horizon={horizon}", f"--config.epochs={epochs}"]
+        assert train.main([*flags, *more, "--workdir", str(workdir), "--debug"]) == 0
+        assert np.load(workdir / "assets" / "starts_obs.npy").shape[1] == 4 + horizon
+
+
 @pytest.mark.slow
 def test_time_that_is_up_ends_a_run_anywhere(words, tmp_path):
     """A budget of the run and one of a network's phase."""

@@ -69,13 +69,12 @@ def open_experience(config) -> Experience:
     shape = folder[0].obs.shape[1:]
     if shape != (size, size, 3):
         raise UserError(f"{config.data.path}: frames of {list(shape)}, config.frame_size is {size}")
-    most = 1 + max(int(folder[i].act.max()) for i in range(len(folder)))
-    if actions and most > actions:
+    if actions and folder.actions > actions:
         raise UserError(
-            f"{config.data.path}: action {most - 1}; {config.game} has 0 to {actions - 1}"
+            f"{config.data.path}: action {folder.actions - 1}; {config.game} has 0 to {actions - 1}"
         )
     if keys is None:
-        actions = most
+        actions = folder.actions
         keys = {"": 0} | {f"Digit{i}": i for i in range(min(10, actions))}
     train, test = held_out.split(folder, config.data.held_out, config.data.path)
     digest = hashlib.sha256()

@@ -19,8 +19,10 @@ BEGUN = 4  # games, to have something to begin from before any is played for its
 
 
 def record_starts(session: Session) -> None:
-    """Records where pictures and play begin, if the run has nothing yet."""
-    if "starts_obs" not in session.system.assets:
+    """Records where pictures and play begin, if the run has nothing yet, or of another length."""
+    there = session.system.assets.get("starts_obs")
+    frames = session.parts.past + session.config.evaluation.horizon
+    if there is None or there.shape[1] != frames:
         _keep_starts(session, _episodes(session))
 
 
@@ -86,7 +88,7 @@ def _play(session: Session, games: int):
 def _episodes(session: Session):
     """Held-out episodes without a policy: recorded ones, or games that are played at random."""
     settings, seed = session.config.evaluation, session.config.seed + held_out.SEED
-    if session.experience.make is None:
+    if session.experience.test is not None:
         return [session.experience.test[i] for i in range(len(session.experience.test))]
     policy = held_out.uniform(session.parts.actions)
     with Games(session.experience.make, min(settings.seats, BEGUN), seed) as seated:

@@ -20,7 +20,7 @@ from diffjax.systems.diamond import held_out
 from diffjax.systems.diamond.experience import Experience
 from diffjax.systems.diamond.quantise import to_float
 from diffjax.systems.diamond.replay import Replay
-from diffjax.systems.diamond.settings import Parts
+from diffjax.systems.diamond.settings import GROUPS, Parts
 from diffjax.systems.diamond.state import State
 
 
@@ -127,9 +127,11 @@ class Session:
 
     def check_finite(self) -> None:
         """Raises `UserError` where a loss or gradient was not; waits for the updates so far."""
-        if int(self.state.bad_step) >= 0:
-            bad = loop.bad_step(int(self.state.bad_step), self.checkpoints, self.workdir)
-            raise UserError(bad)
+        step = int(self.state.bad_step)
+        if step >= 0:
+            network = self.parts.networks[max(0, self.position.phase - 1)]
+            field = f"config.{GROUPS[network]}"
+            raise UserError(loop.bad_step(step, self.checkpoints, self.workdir, field))
 
     def save(self) -> None:
         """Starts writing a checkpoint of where the run is."""
