@@ -89,7 +89,8 @@ def shardings_of(state: State, mesh: Mesh) -> State:
 def begin_worlds(parts: Parts, state: State, starts: Starts) -> State:
     """The state with its worlds and the policy's seat at the first of the starts."""
     batch = state.world.length.shape[0]
-    world = parts.imagination.reset(starts, batch)
+    # Copies: a world of all the starts there are would share their buffers, and is donated.
+    world = jax.tree.map(jnp.copy, parts.imagination.reset(starts, batch))
     seat = rollout.take_seat(world.obs[:, -1], parts.actor_critic.lstm_dim)
     return state._replace(world=world, seat=seat)
 
