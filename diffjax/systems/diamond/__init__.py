@@ -55,7 +55,7 @@ def make(config, assets: dict | None = None) -> System:
         return {**given, "length": np.minimum(found["length"][pick], frames)}
 
     def sample(params, keys, given, request: Request) -> dict:
-        denoiser = dataclasses.replace(parts.denoiser, quantiser=request.quantise)
+        denoiser, params = parts.for_sampling(params, request.quantise)
         how = denoiser, requests.sampler_of(request)
         frames, act = to_float(given["obs"][:, :past]), given["act"][:, :-1]
         if request.policy == "agent":

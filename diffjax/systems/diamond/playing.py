@@ -56,7 +56,7 @@ def opened(parts: Parts, about: dict, recorded, params: dict, request: Request, 
     """
     found = recorded()
     requests.check(dataclasses.replace(request, policy="recorded", horizon=1), "denoiser", 1)
-    denoiser = dataclasses.replace(parts.denoiser, quantiser=request.quantise)
+    denoiser, params = parts.for_sampling(params, request.quantise)
     sampler = requests.sampler_of(request)
     made = imagination.Imagination(denoiser, parts.reward_end, sampler, FOREVER)
     models = {name: params[name] for name in ("denoiser", "rew_end_model") if name in params}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.errors import UserError, choose
+from diffjax.nets import diamond_unet
 from diffjax.nets.actor_critic import ActorCritic
 from diffjax.nets.diamond_unet import DiamondUNet
 from diffjax.nets.reward_end import RewardEnd
@@ -113,6 +114,18 @@ class Parts(NamedTuple):
         """{network: module} of those that are trained."""
         every = (self.denoiser.net, self.reward_end, self.actor_critic)
         return {name: net for name, net in zip(GROUPS, every) if name in self.networks}
+
+    def for_sampling(self, params: dict, quantiser: str | None = None) -> tuple[Denoiser, dict]:
+        """(a denoiser that computes the same with fewer, larger layers, {network: params}).
+
+        Args:
+          params: {network: params}, as they are trained.
+          quantiser: instead of the denoiser's own.
+        """
+        net, own = diamond_unet.merged(self.denoiser.net, params["denoiser"])
+        quantiser = self.denoiser.quantiser if quantiser is None else quantiser
+        denoiser = dataclasses.replace(self.denoiser, net=net, quantiser=quantiser)
+        return denoiser, {**params, "denoiser": own}
 
     def policy(self, params: dict) -> Callable:
         """(frames in [-1, 1], memory) -> (logits, value, memory), of {network: params}."""

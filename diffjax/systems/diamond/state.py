@@ -4,6 +4,7 @@ The key of a network's i-th update is a function of (seed, network, i), its i-th
 (seed, network, i) and of the episodes there are; so training goes on anywhere.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -186,12 +187,13 @@ def policy_call(parts: Parts, config, updates: int) -> Callable:
     def update(state: State, _, starts):
         key = jax.random.fold_in(base_key(config.seed, network), state.counts[network])
         learner = Learner(state.params[network], state.opt_state[network], state.world, state.seat)
+        denoiser, models = parts.for_sampling(state.params)
         learner, metrics = imagination.update(
-            parts.imagination,
+            dataclasses.replace(parts.imagination, denoiser=denoiser),
             parts.actor_critic,
             tx,
             learner,
-            {name: state.params[name] for name in ("denoiser", "rew_end_model")},
+            {name: models[name] for name in ("denoiser", "rew_end_model")},
             starts,
             key,
             parts.learning,
