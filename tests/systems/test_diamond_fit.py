@@ -113,6 +113,21 @@ def test_a_signal_anywhere_changes_nothing(finished, words, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
+def test_long_phases_are_saved_in_their_middle(finished, words, tmp_path, monkeypatch):
+    flags = [*words(), "--workdir", str(tmp_path / "run"), "--debug"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sessions, "SAVE_AFTER", 0.0)
+        stopped(patch, 13, kill)
+        with pytest.raises(Killed):
+            train.main(flags)
+    checkpoints = Checkpoints(tmp_path / "run", read_only=True)
+    position = sessions.Position.of(checkpoints.meta(checkpoints.newest()))
+    assert position.epoch == 0 and position.phase > 1 and position.done > 0
+    assert train.main(flags) == 0
+    same(finished, tmp_path / "run")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [2, 5, 9, 14, 19, 23, 27])
 def test_a_kill_anywhere_changes_nothing(finished, words, tmp_path, monkeypatch, at):
     """What was not saved is made again, the same; what was played is there once."""

@@ -59,6 +59,7 @@ class Learner:
             )
             if (done + size) // config.log_every > done // config.log_every:
                 self._tell(network)
+                session.save_in_time()
         self._tell(network)
         if not session.stopping():
             session.next_phase(phase)
@@ -105,19 +106,17 @@ class Learner:
         They are functions of seed, epoch, block and the model of rewards and ends, which stands
         still meanwhile: so they are in no checkpoint, and after a kill they are made again.
         """
-        session = self._session
-        if self._starts is None:
-            resumed = session.position.done > 0
-            block = int(session.state.block) if resumed else 0
-        else:
-            there, resumed = self._starts.act.shape[0], False
+        session, block = self._session, 0
+        if session.position.done:
+            block = int(session.state.block)
+            if self._starts is None:
+                self._starts = self._load(source, block)
+            there = self._starts.act.shape[0]
             wanted = min(size * session.config.actor_critic.batch_size, there // 2)
             if there - int(session.state.world.cursor) >= wanted:
                 return
-            block = int(session.state.block) + 1
+            block += 1
         self._starts = self._load(source, block)
-        if resumed:
-            return
         state, place = session.state, meshes.replicated(session.mesh)
         if int(state.counts["actor_critic"]):
             zero = jax.device_put(jnp.int32(0), place)

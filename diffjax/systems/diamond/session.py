@@ -23,6 +23,8 @@ from diffjax.systems.diamond.replay import Replay
 from diffjax.systems.diamond.settings import GROUPS, Parts
 from diffjax.systems.diamond.state import State
 
+SAVE_AFTER = 600.0  # seconds without a checkpoint: the first epoch may take hours
+
 
 @dataclasses.dataclass(frozen=True)
 class Position:
@@ -85,6 +87,7 @@ class Session:
 
     def __post_init__(self):
         self._clock, self._before = time.monotonic(), self.position.elapsed
+        self._saved = self._clock
         if self.experience.recorded is None:
             self.replay = Replay(self.workdir / "replay", self.config.collection.seats)
 
@@ -133,6 +136,11 @@ class Session:
             field = f"config.{GROUPS[network]}"
             raise UserError(loop.bad_step(step, self.checkpoints, self.workdir, field))
 
+    def save_in_time(self) -> None:
+        """Saves in the middle of a phase, if the last checkpoint is old."""
+        if time.monotonic() - self._saved > SAVE_AFTER:
+            self.save()
+
     def save(self) -> None:
         """Starts writing a checkpoint of where the run is."""
         self.check_finite()
@@ -144,6 +152,7 @@ class Session:
             "position": dataclasses.asdict(position),
         }
         self.checkpoints.save(self.state, meta)
+        self._saved = time.monotonic()
         record = {"event": "checkpoint", "step": self.step, "epoch": position.epoch}
         append_json(self.workdir / "log.jsonl", record)
         self.log.restart(self.step)
