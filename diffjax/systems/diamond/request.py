@@ -5,7 +5,7 @@ import dataclasses
 from diffjax.errors import UserError, choose
 from diffjax.systems import images
 from diffjax.systems.diamond.quantise import QUANTISERS
-from diffjax.systems.diamond.sampling import STARTS, Sampler
+from diffjax.systems.diamond.sampling import Sampler, start_of
 from diffjax.systems.images import field
 
 ORDERS = {"euler": 1, "heun": 2}
@@ -21,7 +21,9 @@ class Request:
     policy: str = field("recorded", "whose actions: recorded, beside the real frames, or agent")
     steps: int = field(3, "sampler steps a frame")
     sampler: str = field("euler", "euler or heun")
-    start: str = field("unit", "what a frame begins from: unit, sigma_max or prev_plus_sigma_max")
+    start: str = field(
+        "unit", "what a frame begins from: unit, sigma_max, prev_plus_sigma_max, or 2.0 of noise"
+    )
     quantise: str = field("floor", "each estimate to 8 bits: floor (published), round, clip, none")
     sigma_min: float = field(2e-3, "the last noise level before 0")
     sigma_max: float = field(5.0, "the first noise level")
@@ -55,7 +57,7 @@ def check(request: Request, learn: str, recorded: int) -> None:
       recorded: steps that its recorded roll-outs have.
     """
     choose(request.sampler, ORDERS, "--sampler")
-    choose(request.start, STARTS, "--start")
+    start_of(request.start, "--start")
     choose(request.quantise, QUANTISERS, "--quantise")
     choose(request.policy, dict.fromkeys(POLICIES), "--policy")
     images.in_range(request, RANGES)
