@@ -24,7 +24,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMANDS = ("train.py", "sample.py", "diffjax.evaluate", "diffjax.prepare", "diffjax.convert")
-COMMANDS += ("diffjax.studies.snr", "diffjax.studies.steps")
+COMMANDS += ("diffjax.studies.snr", "diffjax.studies.steps", "diffjax.studies.drift")
 NEED_A_RUN = ("sample.py", "diffjax.evaluate", "diffjax.studies.steps")
 
 
