@@ -20,12 +20,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--out",
         default="",
-        help="PATH.png (of motions .gif, .mp4) a picture, PATH.npz arrays, PATH/ files",
+        help="PATH.png (of motions, worlds .gif, .mp4) a picture, PATH.npz arrays, PATH/ files",
     )
+    parser.add_argument("--play", action="store_true", help="play by hand, in a browser")
+    parser.add_argument("--port", type=int, default=8000, help="of --play; 0: any that is free")
     workdir = cli.workdir_of(parser, argv)
 
     from diffjax import systems
-    from diffjax.run import devices, mesh, sampling
+    from diffjax.run import devices, mesh, play, sampling
 
     devices.start()
     system, _ = systems.load(workdir)
@@ -36,6 +38,9 @@ def main(argv: list[str]) -> int:
     params, which = sampling.load_params(
         system, workdir, grid, ema=args.ema, step=args.step, request=request
     )
+    if args.play:
+        play.serve(**play.checked(system)(params, request, args.seed), port=args.port)
+        return 0
     num = args.num if cli.given(argv, "--num") else sampling.own(system, request) or args.num
     outputs = sampling.collect(
         system, params, request, num=num, seed=args.seed, batch=args.batch, mesh=grid,

@@ -40,6 +40,10 @@ def main(argv: list[str]) -> int:
     if args.init_from and Path(args.init_from).resolve() == workdir.resolve():
         raise UserError("--init_from is the workdir itself: the same command resumes without it")
     system = systems.make(config)
+    if system.fit is not None:
+        if profile:
+            raise UserError(f"--profile_steps: a {config.system} run has no steps to profile")
+        return system.fit(workdir, init_from=args.init_from, dry_run=args.dry_run)
     if args.dry_run:
         return dry_run.report(system, config)
     return loop.train(system, config, workdir, init_from=args.init_from, profile=profile)

@@ -3,7 +3,8 @@
 FILE is an EDM network snapshot (.pkl), whose architecture is in it; a relay diffusion checkpoint
 (.pt) with `--config configs/relay_*.py`, which has what the file does not say; or a state dict
 (.pt, .pth, .safetensors) with `--config` for the architecture; or MDM's model000NNNNNN.pt with its
-args.json beside it, and `--stats` for the statistics that are not in it. Nothing in it is executed.
+args.json beside it, and `--stats` for the statistics that are not in it; or a DIAMOND agent's
+<Game>.pt with `--config configs/diamond.py --config.game=<Game>`. Nothing in it is executed.
 The run directory that comes out is taken by sample.py and diffjax.evaluate.
 
 `python -m diffjax.convert runs/NAME --out FILE.safetensors` is the way out: a run's weights as a
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
     args = parser.parse(argv)
     if args.system:
-        choose(args.system, dict.fromkeys((*SYSTEMS, "mdm")), "--system")
+        choose(args.system, dict.fromkeys((*SYSTEMS, "mdm", "diamond")), "--system")
     file, out = Path(args.file), Path(args.out)
     if out.exists():
         raise UserError(f"{out} is there already: give --out another name, or delete it")
@@ -79,20 +80,26 @@ def main(argv: list[str]) -> int:
         config = cli.apply_overrides(cli.load_config(args.config), overrides)
         if args.system not in ("", config.get("system")):
             raise UserError(f"--system {args.system}: {args.config} is of another system")
-        config, assets, params = from_weights(file, config, args.prefix)
+        if config.get("system") == "diamond":
+            from diffjax.systems.diamond import importing as agents
+
+            config, assets, params = agents.run_of(file, config)
+        else:
+            config, assets, params = from_weights(file, config, args.prefix)
     write(config, assets, params, out, str(file))
     count = sum(array.size for array in params.values())
-    about = assets["data"]
-    if "image_shape" in about:
-        shape = "x".join(map(str, about["image_shape"]))
-    else:
-        shape = f"up to {about['max_frames']} frames of {len(assets['mean'])} numbers"
-    print(
-        f"{out}: {config.network.kind}, {count:,} parameters, {shape}, "
-        f"{len(about['class_names']) or 'no'} classes. "
-        f"Sample it: python sample.py --workdir {out}"
-    )
+    print(f"{out}: {told(config, assets, count)}. Sample it: python sample.py --workdir {out}")
     return 0
+
+
+def told(config, assets: dict, count: int) -> str:
+    """What a run of `count` parameters is, in a few words."""
+    about, head = assets["data"], f"{count:,} parameters"
+    size = "x".join(map(str, about.get("image_shape", ())))
+    if config.system == "diamond":
+        return f"{config.learn}, {head}, {size}, {about['actions']} actions of {about['name']}"
+    size = size or f"up to {about['max_frames']} frames of {len(assets['mean'])} numbers"
+    return f"{config.network.kind}, {head}, {size}, {len(about['class_names']) or 'no'} classes"
 
 
 def from_snapshot(file: Path):
@@ -260,9 +267,9 @@ def write(config, assets: dict, params: dict, out: Path, where: str) -> None:
 def export(workdir: Path, out: Path, ema: str, step: int) -> str:
     """Writes a run's weights as a state dict in safetensors; returns one line that says what.
 
-    EDM's networks, which relay's are too, get the released names and layouts, constants included,
-    so that the released code loads them; others our names, with "." between the parts, and our
-    layouts.
+    EDM's networks, which relay's are too, and DIAMOND's get the released names and layouts,
+    constants included, so that the released code loads them; others our names, with "." between
+    the parts, and our layouts.
 
     Raises:
       UserError: another ending, no such run, or what `sampling.load_params` refuses.
@@ -279,6 +286,11 @@ def export(workdir: Path, out: Path, ema: str, step: int) -> str:
     params, which = sampling.load_params(
         system, workdir, mesh.make_mesh(mesh.LOCAL), ema=ema, step=step
     )
+    if config.system == "diamond":
+        from diffjax.systems.diamond import published as agents
+
+        state, names = agents.state_dict(sampling.fetch(params)), "DIAMOND's names"
+        return _write_state(state, names, out, workdir, which)
     params = trees.flatten(sampling.fetch(params))
     if config.system in SYSTEMS and config.network.kind in published.KINDS:
         taps = published.taps_of(config.network)
@@ -286,6 +298,12 @@ def export(workdir: Path, out: Path, ema: str, step: int) -> str:
         names = "EDM's names"
     else:
         state, names = {path.replace("/", "."): a for path, a in params.items()}, "our names"
+    return _write_state(state, names, out, workdir, which)
+
+
+def _write_state(state: dict, names: str, out: Path, workdir: Path, which: str) -> str:
+    from diffjax.weights import trees
+
     out.parent.mkdir(parents=True, exist_ok=True)
     trees.save(state, out, {"source": f"{workdir.name}, {which}"})
     return f"{out}: {len(state)} arrays under {names} ({workdir}, {which})"

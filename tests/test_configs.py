@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import diamond_runs
 import jax
 import mdm_runs
 import numpy as np
@@ -36,7 +37,26 @@ def marked(path: Path):
     return pytest.param(path, id=path.stem, marks=marks)
 
 
-@pytest.mark.parametrize("path", map(marked, CONFIGS))
+OWN_LOOP = [path for path in CONFIGS if path.stem.startswith("diamond")]
+
+
+@pytest.mark.parametrize("path", OWN_LOOP, ids=lambda path: path.stem)
+def test_a_config_of_an_outer_loop_makes_its_networks(path):
+    config = cli.load_config(str(path))
+    system = systems.make(config, diamond_runs.assets_of(config))
+    shapes = jax.eval_shape(system.init, jax.random.key(0))
+    assert set(shapes) == {"denoiser", "rew_end_model", "actor_critic"}
+    assert system.condition(system.request, np.arange(3))["obs"].shape[0] == 3
+    if path.stem == "diamond":  # the released networks, with 4 actions
+        released = systems.make(config, diamond_runs.assets_of(config, 4))
+        shapes = jax.eval_shape(released.init, jax.random.key(0))
+        # The noise embedding's fixed numbers are a buffer there.
+        sizes = {k: sum(a.size for a in jax.tree.leaves(v)) for k, v in shapes.items()}
+        assert sizes["rew_end_model"] == 5_900_864 and sizes["actor_critic"] == 3_229_637
+        assert sizes["denoiser"] == 4_405_955 + 128
+
+
+@pytest.mark.parametrize("path", map(marked, [p for p in CONFIGS if p not in OWN_LOOP]))
 def test_a_config_makes_a_state(path):
     config = cli.load_config(str(path))
     size = SIZES.get(path.stem, 24)

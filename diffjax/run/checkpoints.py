@@ -1,16 +1,20 @@
-"""Checkpoints: written whole or not at all, in the background, restored on any set of devices."""
+"""Checkpoints: written whole or not at all, in the background, restored on any set of devices.
+
+A state is `update.State`, or any other NamedTuple with a `step` and `params`: a system with an
+outer loop of its own brings its own.
+"""
 
 import json
 import logging
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from diffjax.errors import UserError
-from diffjax.run.update import State
 from diffjax.weights import trees
 
 META = ("elapsed", "fingerprint", "ema")  # what `loop.train` saves beside a state
@@ -46,7 +50,7 @@ class Checkpoints:
         """Returns the steps that can be restored, ascending."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: State, meta: dict) -> None:
+    def save(self, state: NamedTuple, meta: dict) -> None:
         """Starts writing the state and a JSON-ready dict; returns before they are on disk."""
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -61,7 +65,7 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, shapes: State, step: int | None = None) -> tuple[State, dict]:
+    def restore(self, shapes: NamedTuple, step: int | None = None) -> tuple[Any, dict]:
         """Returns the state (placed as `shapes` says) and the dict of a step, default the newest.
 
         Args:
@@ -81,7 +85,7 @@ class Checkpoints:
             )
         except Exception as error:  # whatever Orbax and TensorStore find wrong with the files
             raise UserError(self._broken(step, error)) from error
-        return State(**restored["state"]), self._checked(restored["meta"], step)
+        return type(shapes)(**restored["state"]), self._checked(restored["meta"], step)
 
     def meta(self, step: int) -> dict:
         """Returns the dict that was saved beside a step's state."""

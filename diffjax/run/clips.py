@@ -1,6 +1,5 @@
 """Frames as a clip: a GIF, or an MP4 where ffmpeg is there; two clips beside each other."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from diffjax.errors import UserError
-from diffjax.run.films import write_mp4
+from diffjax.run import video
 
 MAX_FRAMES = 20_000
 PALETTE_FROM = 32  # frames of a clip that its 256 colours are chosen from
@@ -27,19 +26,8 @@ def save_clip(frames: np.ndarray, path: str | Path, fps: float = 15.0, scale: in
       UserError: another ending, no ffmpeg for an MP4, or other frames.
     """
     path, frames = Path(path), _checked(frames)
-    writers = {".gif": _write_gif, ".mp4": write_mp4}
-    if path.suffix.lower() not in writers:
-        raise UserError(f"{path}: a clip must end in .gif or .mp4")
-    if not 0 < fps <= 1000:
-        raise UserError(f"{path}: fps {fps}, above 0 and up to 1000 is wanted")
     scale = scale or max(1, 256 // max(frames.shape[1:3]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
-    try:
-        writers[path.suffix.lower()](_images(frames, scale), temporary, fps)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    video.save(_images(frames, scale), path, fps, _palette(frames), what="clip")
 
 
 def beside(
@@ -73,6 +61,34 @@ def beside(
     return out
 
 
+def stacked(rows: dict[str, np.ndarray], *, scale: int | None = None) -> np.ndarray:
+    """Puts rows of clips below each other, each under its title: real ones above imagined ones.
+
+    Args:
+      rows: {title: uint8 [N, T, H, W, 3]}, all of one shape.
+      scale: as in `save_clip`, done here; by default as many as make about 128 a clip.
+
+    Returns:
+      uint8 [T, H', W', 3], to be saved with `scale=1`.
+    """
+    rows = {title: np.asarray(clips) for title, clips in rows.items()}
+    shapes = {clips.shape for clips in rows.values()}
+    if len(shapes) != 1 or any(clips.ndim != 5 for clips in rows.values()):
+        raise UserError(f"rows of clips are uint8 [N, T, H, W, 3], all alike, not {shapes}")
+    strips = []
+    gap, head, font = 4, 22, ImageFont.load_default(14)
+    for title, clips in rows.items():
+        height, width = clips.shape[2:4]
+        times = scale or max(1, 128 // max(height, width))
+        large = [_checked(clip).repeat(times, 1).repeat(times, 2) for clip in clips]
+        side = np.full((*large[0].shape[:2], gap, 3), 255, np.uint8)
+        strip = np.concatenate([part for clip in large for part in (clip, side)][:-1], 2)
+        sheet = Image.new("RGB", (strip.shape[2], head), "white")
+        ImageDraw.Draw(sheet).text((4, 3), title, "black", font)
+        strips += [np.repeat(np.asarray(sheet)[None], len(strip), 0), strip]
+    return np.concatenate(strips, 1)
+
+
 def _checked(frames: np.ndarray) -> np.ndarray:
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
@@ -87,12 +103,8 @@ def _images(frames: np.ndarray, scale: int) -> Iterator[Image.Image]:
     return (Image.fromarray(f).resize(size, Image.Resampling.NEAREST) for f in frames)
 
 
-def _write_gif(images: Iterator[Image.Image], path: Path, fps: float) -> None:
+def _palette(frames: np.ndarray) -> Image.Image:
     """One palette for all frames, of colours from all over the clip: none flickers or is lost."""
-    images = list(images)
-    rows = np.linspace(0, len(images) - 1, min(len(images), PALETTE_FROM)).astype(int)
-    some = Image.fromarray(np.concatenate([np.asarray(images[i]) for i in rows]))
-    palette = some.quantize(256, dither=Image.Dither.NONE)
-    first, *rest = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images)
-    duration = max(20, round(100 / fps) * 10)
-    first.save(path, format="GIF", save_all=True, append_images=rest, duration=duration, loop=0)
+    rows = np.linspace(0, len(frames) - 1, min(len(frames), PALETTE_FROM)).astype(int)
+    some = Image.fromarray(np.concatenate([frames[i] for i in rows]))
+    return some.quantize(256, dither=Image.Dither.NONE)

@@ -1,9 +1,5 @@
 """Motion for a person to look at: stick figures as a GIF, or as an MP4 where ffmpeg is there."""
 
-import itertools
-import os
-import shutil
-import subprocess
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from diffjax.data.motion import rotations as rot
 from diffjax.data.motion.skeletons import Skeleton
 from diffjax.errors import UserError
+from diffjax.run import video
 
 LEFT, RIGHT, MIDDLE, STANDING = (54, 112, 190), (222, 124, 36), (60, 60, 68), (46, 160, 90)
 FLOOR, LINE, PATH, TEXT, GIVEN = (
@@ -62,18 +59,8 @@ def save_film(
     motions = [_checked(m, skeleton) for m in motions]
     if not motions:
         raise UserError(f"{path}: no motions to draw")
-    fps = fps or skeleton.fps
-    writers = {".gif": _write_gif, ".mp4": write_mp4}
-    if path.suffix.lower() not in writers:
-        raise UserError(f"{path}: a film must end in .gif or .mp4")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
     frames = film(motions, skeleton, captions, size, columns, given)
-    try:
-        writers[path.suffix.lower()](frames, temporary, fps)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    video.save(frames, path, fps or skeleton.fps, _palette(), what="film", disposal=1)
 
 
 def _checked(motion: np.ndarray, skeleton: Skeleton) -> np.ndarray:
@@ -202,15 +189,6 @@ class _Scene:
                 pen.line(project(np.array(ends, float)), LINE, SMOOTH)
 
 
-def _write_gif(frames: Iterator[Image.Image], path: Path, fps: float) -> None:
-    palette = _palette()
-    few = (f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames)
-    duration = max(20, round(100 / fps) * 10)
-    next(few).save(
-        path, format="GIF", save_all=True, append_images=few, duration=duration, loop=0, disposal=1
-    )
-
-
 def _palette() -> Image.Image:
     """An image with all colours of a film and what is between them and their ground: those of one
     frame would not do for another, in which a foot stands or that is paler."""
@@ -225,38 +203,3 @@ def _palette() -> Image.Image:
 
 def _paler(colour):
     return GIVEN * 255 + (1 - GIVEN) * np.asarray(colour)
-
-
-def ffmpeg() -> str:
-    """Returns the path of ffmpeg, or of the one that imageio-ffmpeg brings; raises `UserError`."""
-    found = shutil.which("ffmpeg")
-    if found:
-        return found
-    try:
-        import imageio_ffmpeg
-
-        return imageio_ffmpeg.get_ffmpeg_exe()
-    except (ImportError, RuntimeError):
-        raise UserError(
-            "an MP4 needs ffmpeg: install it, or pip install imageio-ffmpeg, or ask for a .gif"
-        ) from None
-
-
-def write_mp4(frames: Iterator[Image.Image], path: Path, fps: float) -> None:
-    """Writes frames of one size as H.264, as they come; raises `UserError` where ffmpeg fails."""
-    program = ffmpeg()
-    first = next(frames)
-    width, height = (v // 2 * 2 for v in first.size)  # the codec takes even sides only
-    words = [program, "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
-    words += ["-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
-    words += ["-pix_fmt", "yuv420p", "-crf", "18", str(path)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        try:
-            for frame in itertools.chain([first], frames):
-                process.stdin.write(frame.crop((0, 0, width, height)).tobytes())
-        except BrokenPipeError:  # it says why below
-            pass
-        _, said = process.communicate()
-    if process.returncode:
-        reason = " ".join(said.decode("utf-8", "replace").split())[:200]
-        raise UserError(f"{path.name}: ffmpeg failed ({reason})")

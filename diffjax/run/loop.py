@@ -266,8 +266,10 @@ def start_from(state: update.State, params) -> update.State:
     return state._replace(params=params, ema=copies)
 
 
-def bad_step(step: int, checkpoints: Checkpoints, workdir: Path) -> str:
-    """Returns the line that the NaN guard leaves with."""
+def bad_step(
+    step: int, checkpoints: Checkpoints, workdir: Path, field: str = "config.optimizer"
+) -> str:
+    """Returns the line that the NaN guard leaves with; `field` is the group of the rate's field."""
     checkpoints.wait()  # the newest may still be on its way to the disk
     good = checkpoints.newest()
     if jax.process_index() == 0:
@@ -275,5 +277,5 @@ def bad_step(step: int, checkpoints: Checkpoints, workdir: Path) -> str:
     kept = f"the last good checkpoint is step {good}" if good is not None else "no checkpoint yet"
     return (
         f"{workdir}: the loss or its gradient was not finite at step {step}; {kept}. "
-        "Lower config.optimizer.learning_rate or see docs/troubleshooting.md"
+        f"Lower {field}.learning_rate or see docs/troubleshooting.md"
     )

@@ -19,6 +19,7 @@ import numpy as np
 
 from diffjax.errors import UserError
 from diffjax.run import websocket
+from diffjax.run.system import System
 from diffjax.run.websocket import MAX_REQUEST, Closed, Refused, Socket
 
 PAGE = Path(__file__).with_name("play.html")
@@ -28,6 +29,13 @@ PATIENCE = 5.0  # seconds, for a request, or for a frame to leave
 TURN = 2.0  # seconds to wait for another player to leave
 SILENCE = 30.0  # seconds without a sign of life
 MAX_SIDE = 4096
+
+
+def checked(system: System) -> Callable:
+    """Returns `system.play`; raises `UserError` where there is nothing to play."""
+    if system.play is None:
+        raise UserError("--play: this run makes no worlds that could be played")
+    return system.play
 
 
 def serve(

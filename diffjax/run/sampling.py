@@ -148,7 +148,8 @@ def load_params(
     Args:
       request: what will be sampled; with it the params are what `system.sample` takes, with the
         weights of other runs that the request names. Without it they are the run's own alone.
-      ema: which EMA; "" is the first by name, "none" the raw parameters, "posthoc:STD" one of
+      ema: which EMA; "" is the first by name (where a system has none, the raw parameters), "none"
+        the raw parameters, "posthoc:STD" one of
         another width, made of the stored ones (`posthoc`).
       step: a checkpoint's step; -1 is the newest. A directory without checkpoints is read from
         its weights.safetensors, the EMA of its last step.
@@ -176,6 +177,8 @@ def _own_params(system: System, workdir: Path, mesh: Mesh, ema: str, step: int):
         if checkpoints.newest() is not None:
             step = checkpoints.newest() if step < 0 else step
             names = {name: name for name in checkpoints.meta(step)["ema"]}
+            if not names and not ema:  # a system without averages
+                return checkpoints.restore_part("params", structs, step), f"step {step}"
             if ema.startswith(posthoc.PREFIX):
                 return _posthoc(checkpoints, cli.read_config(workdir), structs, ema, step)
             if ema == "none":

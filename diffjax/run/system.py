@@ -104,6 +104,10 @@ class System:
       process, denoiser: the core's process and (params, x, t, cond) -> x0, for studies.
       problem: `sample`'s arguments -> the `Problem` that it solves, for studies of samplers and
         grids. Pure in its arrays, as `sample`. None: its samples come about in another way.
+      fit: for a system with an outer loop of its own: what train.py calls in place of `loop.train`,
+        (workdir, init_from=, dry_run=) -> exit status.
+      play: (params, request, seed) -> what `run.play.serve` takes: {"start", "step", "keys",
+        "title", "fps"}. None: there is nothing to play.
       judge: (source, metric, net name, sharding=) -> a `metrics.judging.Judge`: a score of any part
         of the samples, for intervals. Raises as `evaluate`. None: `evaluate` itself is asked for
         each part, which is slower.
@@ -136,6 +140,8 @@ class System:
     denoiser: Callable | None = None
     problem: Callable | None = None
     judge: Callable | None = None
+    fit: Callable | None = None
+    play: Callable | None = None
 
 
 def save_assets(assets: dict[str, Any], workdir: Path) -> None:

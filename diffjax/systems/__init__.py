@@ -10,6 +10,7 @@ from diffjax.run import cli
 from diffjax.run.system import System, load_assets
 
 SYSTEMS = {
+    "diamond": "diffjax.systems.diamond",
     "edm": "diffjax.systems.edm",
     "mdm": "diffjax.systems.mdm",
     "relay": "diffjax.systems.relay",

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from diffjax.errors import UserError
-from diffjax.run import clips, films
+from diffjax.run import clips, video
 
 
 def frames(count=6, height=5, width=8):
@@ -38,9 +38,22 @@ def test_two_beside_each_other(tmp_path):
         clips.beside(frames(5), frames(6))
 
 
+def test_rows_below_each_other():
+    real = np.stack([frames(), 255 - frames()])
+    sheet = clips.stacked({"real": real, "imagined": real[::-1]}, scale=2)
+    assert sheet.dtype == np.uint8 and sheet.shape == (6, 2 * (22 + 5 * 2), 2 * 8 * 2 + 4, 3)
+    rows = sheet[:, 22:32:2], sheet[:, 54::2]
+    for found, want in zip(rows, (real, real[::-1]), strict=True):
+        np.testing.assert_array_equal(found[:, :, :16:2], want[0])
+        np.testing.assert_array_equal(found[:, :, 20::2], want[1])
+    assert (sheet[0, :22] < 128).any() and (sheet[0, 32:54] < 128).any()  # titles
+    with pytest.raises(UserError, match="all alike"):
+        clips.stacked({"real": real, "imagined": real[:1]})
+
+
 def test_an_mp4_where_ffmpeg_is_there(tmp_path):
     try:
-        films.ffmpeg()
+        video.ffmpeg()
     except UserError:
         with pytest.raises(UserError, match="an MP4 needs ffmpeg"):
             clips.save_clip(frames(), tmp_path / "a.mp4")

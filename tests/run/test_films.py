@@ -8,7 +8,7 @@ from PIL import Image, ImageSequence
 
 from diffjax.data.motion import rigs, walker
 from diffjax.errors import UserError
-from diffjax.run import films
+from diffjax.run import films, video
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_what_cannot_be_drawn_is_one_line(motions, tmp_path, change, message):
 
 
 def test_an_mp4_without_ffmpeg_says_what_to_do(motions, tmp_path, monkeypatch):
-    monkeypatch.setattr(films.shutil, "which", lambda name: None)
+    monkeypatch.setattr(video.shutil, "which", lambda name: None)
     monkeypatch.setitem(__import__("sys").modules, "imageio_ffmpeg", None)
     with pytest.raises(UserError, match="an MP4 needs ffmpeg: install it, or"):
         films.save_film(motions[0], motions[1], tmp_path / "a.mp4", size=60)
@@ -107,7 +107,7 @@ def test_an_mp4_is_fed_to_ffmpeg_frame_by_frame(motions, tmp_path, monkeypatch):
     tool = tmp_path / "ffmpeg"
     tool.write_text('#!/bin/sh\nfor last; do :; done\n{ echo "$@"; wc -c; } > "$last"\n')
     tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
-    monkeypatch.setattr(films.shutil, "which", lambda name: str(tool))
+    monkeypatch.setattr(video.shutil, "which", lambda name: str(tool))
     alive, drawn = [], films.film
 
     def watched(*args):

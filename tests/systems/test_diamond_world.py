@@ -109,8 +109,8 @@ def scripted(g):
     return lambda t: jax.tree.map(lambda a: a[t], out), steps
 
 
-@pytest.mark.slow
-def test_policy_in_a_scripted_environment():
+@pytest.mark.parametrize("gradients", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_policy_in_a_scripted_environment(gradients):
     """Two rollouts, one going on from the other; gradients through memory and burn-in."""
     g = load("../diamond_games/env_loop")
     net, params = network("actor_critic")
@@ -126,7 +126,9 @@ def test_policy_in_a_scripted_environment():
             value, metrics = Learning().loss(trajectory)
             return value, (trajectory, after, then, metrics)
 
-        return jax.value_and_grad(loss, has_aux=True)(params)
+        if gradients:
+            return jax.value_and_grad(loss, has_aux=True)(params)
+        return loss(params), None
 
     t, seat = jnp.int32(0), rollout.take_seat(floats(g["obs0_u8"]), net.lstm_dim)
     for i in range(2):
@@ -142,10 +144,52 @@ def test_policy_in_a_scripted_environment():
             near(got, want[name], 5e-5)
         for name in ("act", "rew", "end", "trunc"):
             np.testing.assert_array_equal(getattr(made, name), want[name])
+        if not gradients:
+            continue
         named = published.from_params(trees.flatten(gradient), "actor_critic")
         norms = [np.linalg.norm(named[name]) for name in g["grad_names"]]
         near(norms, want["grad_norm_by_name"], 1e-4)
     assert t == steps
+
+
+class Sum:
+    """A policy whose memory adds up w times what it sees, and whose value that is."""
+
+    @staticmethod
+    def apply(variables, obs, memory):
+        memory = memory + variables["params"] * obs
+        return jnp.zeros((1, 2)), memory[:, 0], memory
+
+
+def test_the_burn_in_carries_gradient_and_the_past_none():
+    """One environment that ends at its second step."""
+    flag = lambda value: jnp.asarray(value)[None]
+
+    def values(w, memory, final, burn_in, new):
+        past = jnp.ones((1, 1))
+
+        def env_step(t, act, k):
+            obs = jnp.where(t > 0, new, past)
+            ended = flag(t == 1), flag(False)
+            return t + 1, rollout.Outcome(obs, jnp.zeros(1), *ended, final, burn_in)
+
+        seat = rollout.Seat(past, memory)
+        found, _, seat = rollout.rollout(
+            *(Sum, w, env_step, jnp.int32(0), seat, lambda k: jnp.zeros(1), 3)
+        )
+        return found.values[0], found.bootstrap[0], seat.state[0, 0]
+
+    one, burn_in = jnp.ones((1, 1)), jnp.array([2.0, 3.0, 4.0])[None, :, None]
+    given = (jnp.ones(()), 0 * one, 10 * one, burn_in, 20 * one)
+    value, bootstrap, memory = values(*given)
+    assert value.tolist() == [1, 2, 29]  # after the end: 2 + 3 + 4 and the new frame
+    assert bootstrap.tolist() == [2, 12, 49]  # the final frame on top of 2; the last is looked at,
+    assert memory == 29  # and not remembered
+    slopes = jax.jacobian(lambda *x: values(*x)[0], (0, 1))(*given)
+    assert slopes[0].tolist() == [1, 2, 29]  # with respect to w, through the burn-in too,
+    assert not slopes[1].any()  # and none to the memory that came in
+    slopes = jax.jacobian(lambda w: values(w, *given[1:])[1])(given[0])
+    assert not slopes.any()  # a bootstrap value is a number
 
 
 def tiny_learner(world, starts, net, params, tx, batch=2):

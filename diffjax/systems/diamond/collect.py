@@ -1,14 +1,9 @@
-"""Playing with a recurrent policy: in real games on the host, in any pure environment under jit.
+"""Playing real games with a recurrent policy, on the host; `rollout.py` has the imagined ones.
 
-A policy is a function (obs, memory) -> (logits [N, A], value [N], memory): one row an environment,
-the memory a pytree of arrays [N, ...] that is zero at the start of an episode. The rules are those
-of DIAMOND's released loop (Alonso et al. 2024, Algorithm 1):
-
-- the memory is set to zero where an episode ended; where the environment brings the frames before
-  the new start (`burnin`, imagined environments do), the policy sees these first;
-- the value after a step is the next step's; where the episode ended, that of its final frame, seen
-  with the memory after the step;
-- actions are always drawn from the policy, in evaluation too.
+A policy is a function (obs, memory) -> (logits [N, A], value [N], memory): one row a game, the
+memory a pytree of arrays [N, ...] that is zero at the start of an episode. As in DIAMOND's released
+loop (Alonso et al. 2024, Algorithm 1) it is set to zero where an episode ended, and actions are
+always drawn from the policy, in evaluation too.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,62 +15,9 @@ import numpy as np
 
 from diffjax.errors import UserError
 from diffjax.systems.diamond.games.seats import Games
+from diffjax.systems.diamond.rollout import categorical
 
 Policy = Callable[[Any, Any], tuple[Any, Any, Any]]
-
-
-class Outcome(NamedTuple):
-    """What an environment returns for the actions int [N].
-
-    Attributes:
-      obs: [N, ...], what the policy sees next, of a new episode where the old one ended.
-      reward: float32 [N].
-      end, trunc: bool [N], the episode ended, or was cut by a limit of time.
-      final: [N, ...], the last frame of the episodes that ended; elsewhere it is not looked at.
-      burnin: [N, K, ...] or None, the K frames before `obs` where an episode ended.
-    """
-
-    obs: Any
-    reward: Any
-    end: Any
-    trunc: Any
-    final: Any
-    burnin: Any = None
-
-
-class Trajectory(NamedTuple):
-    """Some steps of N environments, time first: what a policy learns from.
-
-    Attributes:
-      action: int32 [T, N]; reward float32; end, trunc bool [T, N].
-      logits: [T, N, A]; value [T, N]: the policy's, with gradient.
-      bootstrap: [T, N], value of the state after each step, without gradient.
-    """
-
-    action: Any
-    reward: Any
-    end: Any
-    trunc: Any
-    logits: Any
-    value: Any
-    bootstrap: Any
-
-
-def choose(logits, uniform, temperature: float = 1.0):
-    """Draws actions by inverting the distribution function.
-
-    Args:
-      logits: [..., A].
-      uniform: [...], in [0, 1).
-      temperature: divides the logits; below 1 the likelier actions are drawn more often.
-
-    Returns:
-      int32 [...]: how many of the cumulated probabilities are at most `uniform`.
-    """
-    cumulated = jnp.cumsum(jax.nn.softmax(logits / temperature), axis=-1)
-    action = (cumulated <= uniform[..., None]).sum(-1)
-    # The last sum may round to less than 1.
-    return jnp.minimum(action, logits.shape[-1] - 1).astype(jnp.int32)
 
 
 def forget(memory, dead):
@@ -83,56 +25,8 @@ def forget(memory, dead):
     return jax.tree.map(lambda m: jnp.where(_rows(dead, m), jnp.zeros_like(m), m), memory)
 
 
-def rollout(policy: Policy, environment, obs, world, memory, uniforms, unroll: int | bool = 1):
-    """Plays T steps in a pure environment, as one scan; gradients flow through time.
-
-    They are cut where episodes end (but for the frames of the burn-in, which do carry gradient) and
-    at the start: `memory` is taken as given.
-
-    Args:
-      policy: see the module. It is called twice a step, and once a frame of the burn-in.
-      environment: (world, action int32 [N]) -> (world, Outcome), pure.
-      obs: [N, ...], what is seen now.
-      world: the environment's state, a pytree.
-      memory: the policy's.
-      uniforms: float32 [T, N], for the actions.
-      unroll: of the scan over steps. On a CPU convolutions inside a loop are slow, and True, no
-        loop, is several times as fast; it takes longer to compile.
-
-    Returns:
-      (obs, world, memory), to go on from, and a `Trajectory`.
-    """
-
-    def step(carry, uniform):
-        obs, world, memory = carry
-        logits, value, memory = policy(obs, memory)
-        action = choose(jax.lax.stop_gradient(logits), uniform)
-        world, out = environment(world, action)
-        dead = out.end | out.trunc
-        _, final_value, _ = policy(out.final, memory)
-        memory = forget(memory, dead)
-        if out.burnin is not None:
-            see = lambda memory, frame: (policy(frame, memory)[2], None)
-            frames = jnp.moveaxis(out.burnin, 1, 0)
-            warm, _ = jax.lax.scan(see, memory, frames, unroll=unroll is True or 1)
-            memory = jax.tree.map(lambda w, m: jnp.where(_rows(dead, m), w, m), warm, memory)
-        row = (action, out.reward, out.end, out.trunc, logits, value)
-        return (out.obs, world, memory), (row, jax.lax.stop_gradient(final_value))
-
-    start = (obs, world, jax.lax.stop_gradient(memory))
-    (obs, world, memory), (row, final_value) = jax.lax.scan(step, start, uniforms, unroll=unroll)
-    action, reward, end, trunc, logits, value = row
-    _, last, _ = policy(obs, memory)  # looked at, not remembered
-    after = jax.lax.stop_gradient(jnp.concatenate([value[1:], last[None]]))
-    bootstrap = jnp.where(end | trunc, final_value, after)
-    return (obs, world, memory), Trajectory(action, reward, end, trunc, logits, value, bootstrap)
-
-
 def _rows(dead, like):
     return dead.reshape(dead.shape + (1,) * (like.ndim - 1))
-
-
-# ---- real games --------------------------------------------------------------------------------
 
 
 class Steps(NamedTuple):
@@ -158,7 +52,9 @@ class Steps(NamedTuple):
     final: dict[tuple[int, int], np.ndarray]
 
 
-_choose = jax.jit(choose)
+@jax.jit
+def _choose(logits, uniform, temperature):
+    return categorical(logits / temperature, uniform)
 
 
 def draws(seed: int, game: np.ndarray, played: np.ndarray, actions: int):
@@ -200,8 +96,8 @@ def collect(
       seed: of the actions; with the games' own it decides everything.
       epsilon: the probability that one step's actions are uniformly random; one draw decides it for
         all seats.
-      temperature: of the policy, see `choose`. DIAMOND's is 1; for Freeway, where random play never
-        scores, its authors lowered it.
+      temperature: divides the policy's logits; below 1 the likelier actions are drawn more often.
+        DIAMOND's is 1; for Freeway, where random play never scores, its authors lowered it.
 
     Returns:
       (Steps, memory).

@@ -7,6 +7,7 @@ replay collects has `where` too, see `Where`. Files of your own may be compresse
 
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from diffjax.systems.diamond.segments import Episode
 SMALL = 1 << 27  # bytes of any array but the frames
 FRAMES = 1 << 30  # bytes of frames that are compressed, and so have to be read
 LOCAL_HEADER = 30  # of a member of a zip, before its name
+MEMORY = 4 << 30  # bytes of frames that a set of episodes keeps in memory
+MAPPED = 256  # episodes of a set that are mapped at once: each holds a file open
 
 
 class Where(NamedTuple):
@@ -100,6 +103,40 @@ def read_episode(path: Path) -> tuple[Episode, Where | None]:
             )
         where = Where(*where.tolist())
     return episode, where
+
+
+class Kept:
+    """Opened episodes by number: their frames in memory while there is room, then mapped.
+
+    Of those that are mapped the one that was asked for longest ago is closed for another.
+
+    Args:
+      memory: bytes of frames.
+    """
+
+    def __init__(self, memory: int = MEMORY):
+        self._room, self._held, self._mapped = memory, {}, {}
+
+    def get(self, number: int, read: Callable[[], Episode]) -> Episode:
+        """Returns an episode; `read` opens it."""
+        if number in self._held:
+            return self._held[number]
+        episode = self._mapped.pop(number, None) or read()
+        size = episode.obs.nbytes
+        if size <= self._room:
+            self._room -= size
+            self._held[number] = episode._replace(obs=np.array(episode.obs))
+            return self._held[number]
+        self._mapped[number] = episode
+        if len(self._mapped) > MAPPED:
+            del self._mapped[next(iter(self._mapped))]
+        return episode
+
+    def drop(self, number: int) -> None:
+        """Forgets an episode that has changed."""
+        self._mapped.pop(number, None)
+        if number in self._held:
+            self._room += self._held.pop(number).obs.nbytes
 
 
 def _frames(path: Path, archive: zipfile.ZipFile) -> np.ndarray:

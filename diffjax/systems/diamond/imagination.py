@@ -92,7 +92,7 @@ class Imagination:
 
     Attributes:
       denoiser, sampler: make the next frame.
-      reward_end: the network `nets.reward_end.RewardEnd`.
+      reward_end: the network `nets.reward_end.RewardEnd`; None: nothing is paid and nothing ends.
       horizon: steps after which a world is cut short.
     """
 
@@ -106,6 +106,10 @@ class Imagination:
 
         The reward and end model runs over them batch by batch, K in all.
         """
+
+        if self.reward_end is None:
+            flat = lambda a: a.reshape(-1, *a.shape[2:])
+            return Starts(flat(obs), flat(act).astype(jnp.int32), ())
 
         def last_state(segment):
             obs, act = to_float(segment[0]), segment[1]
@@ -142,12 +146,7 @@ class Imagination:
             sampling.bound(self.denoiser, params["denoiser"], acts),
             *(draws.start, stack(world.obs), draws.churn),
         )
-        transition = world.obs[:, -1:], acts[:, -1:], following[:, None]
-        of_rew, of_end, state = self.reward_end.apply(
-            {"params": params["rew_end_model"]}, *transition, world.state
-        )
-        rew = categorical(of_rew[:, 0], draws.reward) - 1
-        end = categorical(of_end[:, 0], draws.end) > 0
+        rew, end, state = self._judge(params, world, acts, following, draws)
         length = world.length + 1
         trunc = length >= self.horizon
         gone_on = World(
@@ -160,6 +159,17 @@ class Imagination:
             world.obs[:, -1], rew.astype(jnp.float32), end, trunc, following, world.obs[:, :-1]
         )
         return world, outcome
+
+    def _judge(self, params: dict, world: World, acts, following, draws: Draws):
+        """(reward's sign, whether it ended, the model's state) of the step to `following`."""
+        if self.reward_end is None:
+            return jnp.zeros_like(world.length), jnp.zeros_like(world.length, bool), ()
+        transition = world.obs[:, -1:], acts[:, -1:], following[:, None]
+        of_rew, of_end, state = self.reward_end.apply(
+            {"params": params["rew_end_model"]}, *transition, world.state
+        )
+        rew = categorical(of_rew[:, 0], draws.reward) - 1
+        return rew, categorical(of_end[:, 0], draws.end) > 0, state
 
 
 def begin_again(world: World, starts: Starts, dead: jax.Array) -> World:

@@ -19,7 +19,9 @@ from diffjax.errors import UserError
 from diffjax.systems.diamond.collect import Steps
 from diffjax.systems.diamond.episodes import (
     FRAMES,
+    MEMORY,
     SMALL,
+    Kept,
     Where,
     episode_path,
     read_episode,
@@ -66,12 +68,13 @@ class Resume(NamedTuple):
 class Replay:
     """The episodes of N seats. One process writes; others may read and `refresh`.
 
-    `replay[i]` is an `Episode` in the order of collection, its frames mapped from the file.
+    `replay[i]` is an `Episode` in the order of collection.
 
     Args:
       path: the folder; made where it is not there.
       seats: N.
       writable: whether `add` and `clear` may be called.
+      memory: bytes of frames that are kept in memory; those beyond are mapped from their files.
 
     Attributes:
       seats: N.
@@ -81,8 +84,11 @@ class Replay:
       UserError: a folder with another number of seats, files that are damaged or missing.
     """
 
-    def __init__(self, path: str | Path, seats: int = 1, *, writable: bool = True):
+    def __init__(
+        self, path: str | Path, seats: int = 1, *, writable: bool = True, memory: int = MEMORY
+    ):
         self.path, self.seats, self.writable = Path(path), seats, writable
+        self._memory_bytes = memory
         if seats < 1:
             raise UserError(f"{path}: {seats} seats, at least 1 is wanted")
         if writable:
@@ -97,7 +103,7 @@ class Replay:
         """Makes the list of episodes from the files again."""
         self.steps, self._game, self._played, self._memory = self._confirmed()
         self.entries: list[Entry] = []
-        self._opened: dict[int, Episode] = {}
+        self._opened = Kept(self._memory_bytes)
         total = np.zeros(self.seats, np.int64)
         while (total < self.steps).any():
             number = len(self.entries)
@@ -120,10 +126,8 @@ class Replay:
     def __getitem__(self, number: int) -> Episode:
         number = range(len(self.entries))[number]
         entry = self.entries[number]
-        if number not in self._opened:
-            found, _ = read_episode(self.path / episode_path(number))
-            self._opened[number] = _first(found, entry.length)
-        return self._opened[number]
+        file = self.path / episode_path(number)
+        return self._opened.get(number, lambda: _first(read_episode(file)[0], entry.length))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -181,7 +185,7 @@ class Replay:
                 where = Where(seat, first, game, played, over)
             write_episode(self.path / episode_path(number), piece, where)
             entries[number] = _entry(piece, where, len(piece.act))
-            self._opened.pop(number, None)
+            self._opened.drop(number)
         last_over = steps.over[-1]
         self._confirm(
             self.steps + count,
@@ -291,41 +295,46 @@ def _joined(before: Episode, after: Episode) -> Episode:
 class Folder(Sequence):
     """Recorded episodes of one's own: every .npz in a folder and below it, by name.
 
-    `folder[i]` is an `Episode`; `lengths` int64 [n]. See `episodes.py` for what a file holds.
+    `folder[i]` is an `Episode`; `lengths` int64 [n]; `actions`, 1 + the largest there is. See
+    `episodes.py` for what a file holds. Frames are kept in memory up to `memory` bytes, those
+    beyond are mapped from their files.
 
     Raises:
       UserError: no such folder, no files in it, a damaged one, or frames of several sizes.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, *, memory: int = MEMORY):
         self.path = Path(path)
         if not self.path.is_dir():
             raise UserError(f"{path}: no such folder of episodes")
         self.files = sorted(f for f in self.path.rglob("*.npz") if f.name != SEATS)
         if not self.files:
             raise UserError(f"{path}: no episodes in it (.npz files)")
-        self._episodes, room = [], FRAMES
+        self._opened, lengths, room, first = Kept(memory), [], FRAMES, None
+        self.actions = 0
         for file in self.files:
-            self._episodes.append(read_episode(file)[0])
-            obs = self._episodes[-1].obs
+            episode = read_episode(file)[0]
+            obs = episode.obs
             room -= 0 if isinstance(obs, np.memmap) else obs.nbytes
             if room < 0:
                 raise UserError(
                     f"{path}: more than {size_text(FRAMES)} of compressed frames; write them with "
                     "np.savez, so that they need not be in memory"
                 )
-        shape = self._episodes[0].obs.shape[1:]
-        for file, episode in zip(self.files, self._episodes, strict=True):
-            if episode.obs.shape[1:] != shape:
-                found = list(episode.obs.shape[1:])
-                raise UserError(f"{file}: frames of {found}, the others are {list(shape)}")
-        self.lengths = np.array([len(e.act) for e in self._episodes], np.int64)
+            first = obs.shape[1:] if first is None else first
+            if obs.shape[1:] != first:
+                found = list(obs.shape[1:])
+                raise UserError(f"{file}: frames of {found}, the others are {list(first)}")
+            lengths.append(len(episode.act))
+            self.actions = max(self.actions, 1 + int(episode.act.max()))
+        self.lengths = np.array(lengths, np.int64)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, number: int) -> Episode:
-        return self._episodes[number]
+        number = range(len(self.files))[number]
+        return self._opened.get(number, lambda: read_episode(self.files[number])[0])
 
 
 # ---- how much to collect -----------------------------------------------------------------------

@@ -64,13 +64,13 @@ def take_seat(obs: jax.Array, hidden: int) -> Seat:
 
 
 def categorical(logits: jax.Array, u: jax.Array) -> jax.Array:
-    """Draws an index a row by the inverse of the distribution function, int32 [B].
+    """Draws an index a row by the inverse of the distribution function, int32 [...].
 
     Args:
-      logits: float [B, K].
-      u: uniform in [0, 1), [B].
+      logits: float [..., K].
+      u: uniform in [0, 1), [...].
     """
-    below = jnp.cumsum(jax.nn.softmax(logits), -1) <= u[:, None]
+    below = jnp.cumsum(jax.nn.softmax(logits), -1) <= u[..., None]
     # The sum may end a little below 1, and u above it.
     return jnp.minimum(jnp.sum(below, -1), logits.shape[-1] - 1).astype(jnp.int32)
 

@@ -28,6 +28,23 @@ STARTS = {
 }
 
 
+def start_of(name: str, what: str = "start of DIAMOND's sampler:") -> Callable:
+    """Returns a start's (z, sigma_0, previous frame) -> x_0: one of `STARTS`, or "0.5", half of z.
+
+    what: it is called in an error.
+
+    Raises:
+      UserError: neither.
+    """
+    try:
+        scale = float(name)
+    except ValueError:
+        return choose(name, STARTS, what)
+    if not 0 <= scale <= 1e6:
+        raise UserError(f"{what} {name}: a scale of the noise, at least 0")
+    return lambda z, sigma, previous: scale * z
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Settings; the defaults are those of the Atari agents: three steps of Euler's method.
@@ -39,7 +56,7 @@ class Sampler:
       s_churn, s_tmin, s_tmax, s_noise: EDM's, `core.samplers.churn`.
       s_past: standard deviation of what is added to the past frames before each step; above 0, the
         network is told it.
-      start: one of `STARTS`.
+      start: one of `STARTS`, or a number, see `start_of`.
       unroll: whether the steps are compiled one by one instead of as a loop. With s_past above 0
         they always are.
     """
@@ -58,7 +75,7 @@ class Sampler:
     unroll: bool = False
 
     def __post_init__(self):
-        choose(self.start, STARTS, "start of DIAMOND's sampler:")
+        start_of(self.start)
         if not self.s_past >= 0:
             raise UserError(f"DIAMOND's sampler: s_past {self.s_past} must be 0 or more")
 
@@ -113,7 +130,7 @@ def next_frame(
     """
     grid, hat = sampler.grid(), sampler.hat()
     previous = past[..., -z.shape[-1] :] if previous is None else previous
-    x = STARTS[sampler.start](z, np.float32(grid[0]), previous)
+    x = start_of(sampler.start)(z, np.float32(grid[0]), previous)
     process = processes.edm()
     given = {"s_noise": sampler.s_noise, "order": sampler.order, "tell_hat": False, "trace": trace}
     if not sampler.s_past and not sampler.unroll:

@@ -81,7 +81,9 @@ def test_episodes_are_what_was_played(whole, tmp_path):
         assert (episode.final is None) == (last not in found.final)
         if episode.final is not None:
             np.testing.assert_array_equal(episode.final, found.final[last])
-        assert isinstance(episode.obs, np.memmap)
+    mapped = replay.Replay(whole.path, 2, writable=False, memory=0)
+    assert isinstance(mapped[0].obs, np.memmap)
+    np.testing.assert_array_equal(mapped[0].obs, whole[0].obs)
     assert (seen == 1).all()  # every step, once
     np.testing.assert_array_equal(whole[-1].act, whole[len(whole) - 1].act)
     with pytest.raises(IndexError):
@@ -319,10 +321,29 @@ def test_a_shape_beyond_the_file_is_refused(tmp_path):
         episodes.read_episode(path)
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are listed on Linux")
+def test_few_files_are_open_at_once(tmp_path, monkeypatch):
+    """A mapping holds its file open, and a process may have a thousand or so."""
+    monkeypatch.setattr(episodes, "MAPPED", 3)
+    for i in range(8):
+        arrays = good(4)
+        np.savez(tmp_path / f"{i}.npz", **{**arrays, "act": np.full(4, i)})
+    size = good(4)["obs"].nbytes
+    opened = lambda: len(os.listdir("/proc/self/fd"))
+    found, before = replay.Folder(tmp_path, memory=2 * size), opened()
+    assert found.actions == 8
+    for i in [*range(8), *range(8)]:
+        assert found[i].act.tolist() == [i] * 4
+    assert opened() - before <= 3
+    kinds = [isinstance(found[i].obs, np.memmap) for i in range(8)]
+    assert kinds == [False] * 2 + [True] * 6  # the first two are in memory
+    assert found[3] is found[3]
+
+
 def test_a_folder_of_one_s_own(tmp_path):
     np.savez(tmp_path / "b.npz", **good(7))
     np.savez_compressed(tmp_path / "a.npz", **good(3))
-    found = replay.Folder(tmp_path)
+    found = replay.Folder(tmp_path, memory=0)
     assert found.lengths.tolist() == [3, 7] and len(found) == 2
     assert isinstance(found[1].obs, np.memmap) and found[0].act.dtype == np.int32
     assert segments.probabilities(found.lengths, None).tolist() == [0.3, 0.7]
