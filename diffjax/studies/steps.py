@@ -7,7 +7,6 @@ it also looks for the best times of so many steps. Writes NAME.json and NAME.png
 """
 
 import dataclasses
-import itertools
 import sys
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ from diffjax.run import cli, devices, own_grid, sampling
 from diffjax.run import mesh as meshes
 from diffjax.run.system import System
 from diffjax.studies import grid_search, steps_report
+from diffjax.studies.arms import combinations, title
 from diffjax.studies.steps_report import EVEN, SEARCHED
 
 FEWEST = 8  # samples an arm
@@ -183,21 +183,10 @@ class Arm(NamedTuple):
 
 def _arms(request, counts: list[int], vary: list[str]) -> list[Arm]:
     """All counts of all combinations of the fields that vary; the first of each comes first."""
-    known = {f.name: type(getattr(request, f.name)) for f in dataclasses.fields(request)}
-    choices = []
-    for word in vary:
-        name, equals, text = word.partition("=")
-        kind = choose(name, known, "field in --vary:")
-        if not equals or name == "steps":
-            raise UserError(f"--vary {word}: write FIELD=VALUE,VALUE; counts go to --steps")
-        values = [cli.convert(f"--vary {name}", value, kind) for value in text.split(",")]
-        choices.append([(name, value) for value in values])
     arms = []
-    for combination in itertools.product(*choices):
-        fields = dict(combination)
-        group = " ".join(f"{name}={value}" for name, value in fields.items())
+    for fields in combinations(request, vary, ("steps",)):
         make = lambda n, fields=fields: dataclasses.replace(request, **fields, steps=n)
-        arms += [Arm(group, n, fields, make(n)) for n in counts]
+        arms += [Arm(title(fields), n, fields, make(n)) for n in counts]
     return arms
 
 

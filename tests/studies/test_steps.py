@@ -244,7 +244,7 @@ def test_accuracy_of_emoji():
         (["--search", "2", "--search_by", "dpp"], "did you mean 'dp'"),
         (["--search", "2", "--search_eta", "3"], "--search_eta 3"),
         (["--vary", "samplr=heun"], "did you mean 'sampler'"),
-        (["--vary", "steps=2,3"], "counts go to --steps"),
+        (["--vary", "steps=2,3"], "steps has a flag of its own"),
         (["--vary", "sampler"], "write FIELD=VALUE"),
         (["--vary", "eta=a"], "--vary eta=a: takes float"),
         (["--vary", "sampler=hen"], "did you mean 'heun'"),
