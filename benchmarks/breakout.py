@@ -1,0 +1,161 @@
+"""Breakout for measurements: recorded play, and where ball and paddle are.
+
+    python benchmarks/breakout.py record --out FOLDER [--steps 60000]
+    python benchmarks/breakout.py places --clips NAME.npz [--out places.json]
+
+`record` plays with three hands by turns, one a game: a random one, and two that follow the ball in
+half and in nine tenths of their steps and are random in the others. FOLDER/train has the episodes
+(a lost life ends one), FOLDER/test whole games, every tenth, that no model is trained on. `places`
+compares real and imagined frames of an .npz that sample.py wrote: how far ball and paddle are from
+where they are in the real game, beside the error of leaving the last real frame as it is.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from diffjax.errors import choose, command
+from diffjax.run import cli
+from diffjax.systems.diamond import games
+from diffjax.systems.diamond.episodes import read_episode
+from diffjax.systems.diamond.segments import Episode
+
+FIRE, RIGHT, LEFT = 1, 2, 3
+FOLLOW = (0.0, 0.5, 0.9)  # share of steps in which a hand follows the ball
+BALL = slice(29, 57)  # rows of a 64 x 64 frame between bricks and paddle
+PADDLE = slice(57, 60)
+INSIDE = slice(4, 60)  # columns between the walls
+LEAST = 20  # redness: below, there is nothing
+TEST = 10  # every so many games is held out
+LONGEST = 2000  # steps of a game
+
+
+def places(frames: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns {"ball": [..., 2] (row, column), "paddle": [...] (column)} in pixels, NaN where there
+    is none: the centre of what is red there.
+
+    A ball among the bricks or above them is not told from them, and counts as not there.
+
+    Args:
+      frames: uint8 [..., 64, 64, 3].
+    """
+    red = np.clip(frames[..., 0].astype(np.float64) - frames[..., 2], 0, None)
+    ball, paddle = red[..., BALL, INSIDE], red[..., PADDLE, INSIDE]
+    ball, paddle = (np.where(part > LEAST, part, 0) for part in (ball, paddle))
+    rows, columns = (np.arange(s.start, s.stop) for s in (BALL, INSIDE))
+    with np.errstate(invalid="ignore"):
+        total = ball.sum((-2, -1))
+        row = (ball.sum(-1) * rows).sum(-1) / total
+        column = (ball.sum(-2) * columns).sum(-1) / total
+        place = (paddle.sum(-2) * columns).sum(-1) / paddle.sum((-2, -1))
+    return {"ball": np.stack([row, column], -1), "paddle": place}
+
+
+def hand(frame: np.ndarray, follow: float, random) -> int:
+    """Returns an action: after the ball with probability `follow`, else any."""
+    if random.random() >= follow:
+        return int(random.integers(4))
+    seen = places(frame)
+    if np.isnan(seen["ball"][1]):
+        return FIRE
+    away = seen["ball"][1] - seen["paddle"]
+    return RIGHT if away > 1 else LEFT if away < -1 else 0
+
+
+def record(args) -> None:
+    game, played, number = games.make("Breakout", 64), 0, 0
+    args.out.mkdir(parents=True)
+    scores: dict[float, list] = {}
+    with tqdm(total=args.steps, unit="step") as bar:
+        while played < args.steps:
+            # Each hand has test games of its own.
+            follow, held_out = FOLLOW[number % 3], (number // 3) % TEST == TEST - 1
+            random = np.random.default_rng([args.seed, number])
+            obs, _ = game.reset(seed=int(random.integers(1 << 31)))
+            rows, lives, over = [], 0, False
+            score = 0.0
+            for _ in range(LONGEST):
+                act = hand(obs, follow, random)
+                after, rew, end, trunc, info = game.step(act)
+                lost = bool(info.get("life_loss", False)) and not held_out
+                rows.append((obs, act, rew, end or lost, trunc))
+                score, obs, over = score + rew, after, end or trunc
+                if lost and not over:
+                    write(args.out, held_out, number, lives, rows, after)
+                    rows, lives = [], lives + 1
+                if over:
+                    break
+            if rows:
+                write(args.out, held_out, number, lives, rows, obs)
+            scores.setdefault(follow, []).append(score)
+            size = len(rows) if held_out else game_length(args.out, number)
+            played, number = played + size, number + 1
+            bar.update(size)
+    about = {f"follow {k}": {"games": len(v), "mean score": np.mean(v)} for k, v in scores.items()}
+    print(json.dumps({"steps": played, **about}, indent=1))
+
+
+def game_length(out: Path, number: int) -> int:
+    return sum(len(read_episode(f)[0].act) for f in (out / "train").glob(f"{number:05d}_*.npz"))
+
+
+def write(out: Path, held_out: bool, number: int, life: int, rows: list, final) -> None:
+    """Writes an episode, compressed: frames of Breakout are mostly black."""
+    parts = [np.stack(part) for part in zip(*rows, strict=True)]
+    episode = Episode(parts[0], *parts[1:], final)
+    folder = out / ("test" if held_out else "train")
+    folder.mkdir(exist_ok=True)
+    np.savez_compressed(folder / f"{number:05d}_{life}.npz", **episode._asdict())
+
+
+def compare(args) -> None:
+    with np.load(args.clips, allow_pickle=False) as arrays:
+        real, made = arrays["real"], arrays["imagined"]
+    past = args.past
+    true, seen = places(real), places(made)
+    still = places(np.repeat(real[:, past - 1 : past], real.shape[1], 1))
+    found = {}
+    for offset in args.offsets:
+        at = past + offset - 1
+        if at >= real.shape[1]:
+            continue
+        row = {}
+        for name, error in (("ball", lambda a: np.linalg.norm(a, axis=-1)), ("paddle", np.abs)):
+            there = ~np.isnan(true[name][:, at]).reshape(len(real), -1).any(1)
+            off = error(seen[name][there, at] - true[name][there, at])
+            left = error(still[name][there, at] - true[name][there, at])
+            row[name] = {
+                "real ones": int(there.sum()),
+                "imagined": float(np.mean(~np.isnan(off))),
+                "median error": float(np.nanmedian(off)),
+                "within 2 pixels": float(np.mean(off <= 2)),
+                "median error of the last real frame": float(np.nanmedian(left)),
+            }
+        found[str(offset)] = row
+    text = json.dumps(found, indent=1)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n")
+
+
+@command
+def main(argv: list[str]) -> int:
+    parser = cli.Parser(prog="breakout.py", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("phase", help="record or places")
+    add("--out", type=Path, help="record: a new folder; places: a JSON file")
+    add("--steps", type=cli.positive, default=60_000, help="of the game, in all")
+    add("--seed", type=int, default=0, help="of the hands")
+    add("--clips", type=Path, help="places: an .npz with real and imagined")
+    add("--past", type=cli.positive, default=4, help="frames that are real in both")
+    add("--offsets", type=lambda text: [int(n) for n in text.split(",")], default=[10, 50])
+    args = parser.parse(argv)
+    choose(args.phase, {"record": record, "places": compare}, "phase")(args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
