@@ -17,6 +17,7 @@ import train
 from diffjax import systems
 from diffjax.run import play, run_directory, sampling
 from diffjax.run.checkpoints import Checkpoints
+from diffjax.systems.diamond import learning
 from diffjax.systems.diamond import session as sessions
 from diffjax.systems.diamond.replay import Replay
 from diffjax.weights import trees
@@ -110,6 +111,23 @@ def test_a_signal_anywhere_changes_nothing(finished, words, tmp_path, monkeypatc
         assert train.main(flags) == 128 + signal.SIGTERM
     assert train.main(flags) == 0
     same(finished, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_several_updates_in_a_call_are_as_many_calls(words, tmp_path, monkeypatch):
+    """As on an accelerator: calls of three updates, the last of one; the same up to rounding."""
+    made = []
+    for count in (1, 3):
+        monkeypatch.setattr(learning, "per_call", lambda config, count=count: count)
+        flags = words(epochs=1, updates_per_call=count)
+        workdir = tmp_path / str(count)
+        assert train.main([*flags, "--workdir", str(workdir), "--debug"]) == 0
+        made.append(trees.load(workdir / sampling.WEIGHTS))
+    for name, array in made[0].items():
+        if not name.startswith("actor_critic"):  # whose actions are drawn: rounding may flip one
+            np.testing.assert_allclose(made[1][name], array, atol=1e-4, err_msg=name)
+    steps = [r["step"] for r in diamond_runs.metrics(tmp_path / "3") if "final" not in r]
+    assert steps == sorted(steps) and steps[-1] == 12
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import diamond_runs
 import jax
 import jax.numpy as jnp
 import numpy as np
+import players
 import pytest
 from diamond_original import network
 
@@ -139,6 +140,32 @@ def test_playing_the_recorded_actions_gives_the_sample(root):
                 assert played.steps == 0
                 break
             assert played.score == sampled["rew"][i, : k + 1].sum()
+
+
+def test_a_world_is_played_through_a_socket(root):
+    """From the server that a browser opens: each picture is that of a step with the held key."""
+    config = diamond_runs.config_of(root)
+    system = systems.make(config, diamond_runs.assets_of(config))
+    opened = system.play(system.init(jax.random.key(1)), system.request, 0)
+    done = []
+
+    def step(played, action):
+        played, picture = opened["step"](played, action)
+        done.append((action, picture))
+        return played, picture
+
+    server = players.Server(opened["start"], step, {"": 0, "ArrowLeft": 1, "ArrowRight": 2})
+    client = players.Client(server.port).open()
+    seen = [client.picture()]
+    client.send("2")
+    while not any(action == 2 for action, _ in done):
+        seen.append(client.picture())
+    seen += [client.picture() for _ in range(3)]
+    client.socket.close()
+    server.stop()
+    assert server.error is None and len(done) >= 3
+    for found, (_, want) in zip(seen[1:], done):
+        np.testing.assert_array_equal(found[..., :3], want)
 
 
 def small(picture):

@@ -23,6 +23,7 @@ from diffjax.systems.diamond import forecast, playing, settings, state
 from diffjax.systems.diamond import request as requests
 from diffjax.systems.diamond.quantise import round_level, to_float
 from diffjax.systems.diamond.request import Request
+from diffjax.systems.diamond.settings import Parts
 
 
 def make(config, assets: dict | None = None) -> System:
@@ -37,8 +38,7 @@ def make(config, assets: dict | None = None) -> System:
     experience = experiences.open_experience(config) if assets is None else None
     # Kept, not copied: what training records to begin from is added to it.
     assets = {"data": experience.about()} if assets is None else assets
-    about = experiences.described(assets)
-    parts = settings.make(config, about["actions"])
+    about, parts = experiences.described(assets), parts_of(config, assets)
     default = requests.defaults(config)
     past = parts.past
 
@@ -113,6 +113,11 @@ def make(config, assets: dict | None = None) -> System:
         return system
     fit = functools.partial(fitting.fit, system, parts, config, experience)
     return dataclasses.replace(system, fit=fit)
+
+
+def parts_of(config, assets: dict) -> Parts:
+    """What a run is made of, of its config and what it keeps: for studies, with `forecast`."""
+    return settings.make(config, experiences.described(assets)["actions"])
 
 
 def _not_scored(*_, **__):

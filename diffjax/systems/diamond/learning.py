@@ -18,14 +18,18 @@ from diffjax.systems.diamond.settings import GROUPS, updates_of
 GREY = 128  # the level that stands for mid-grey where a start is padded
 
 
+def per_call(config) -> int:
+    """How many updates a call of the device makes: config.updates_per_call, but one on a CPU, where
+    gradients of convolutions inside a loop are some twenty times as slow."""
+    return 1 if jax.default_backend() == "cpu" else config.updates_per_call
+
+
 class Learner:
     """Compiles a network's updates once and makes them, epoch after epoch."""
 
     def __init__(self, session: Session):
         self._session, self._calls, self._pending, self._starts = session, {}, [], None
-        # On CPU gradients of convolutions inside a loop are some twenty times as slow.
-        on_cpu = jax.default_backend() == "cpu"
-        self._per_call = 1 if on_cpu else session.config.updates_per_call
+        self._per_call = per_call(session.config)
 
     def learn(self, network: str) -> None:
         """This epoch's updates of a network."""
