@@ -24,7 +24,8 @@ from diffjax.run import cli, devices, sampling
 from diffjax.run import mesh as meshes
 from diffjax.studies import arms, drift_measures, drift_report
 from diffjax.studies.drift_measures import Curves
-from diffjax.systems.diamond import experience, forecast, settings
+from diffjax.systems import diamond
+from diffjax.systems.diamond import experience, forecast
 from diffjax.systems.diamond import request as requests
 from diffjax.systems.diamond.quantise import round_level, to_float
 from diffjax.systems.diamond.replay import Folder
@@ -97,11 +98,11 @@ class Run(NamedTuple):
     """A run directory, opened.
 
     Attributes:
-      parts: `settings.Parts`. params: {network: its parameters}.
+      parts: `Parts`. params: {network: its parameters}.
       assets: what it keeps. which: the weights, in words.
     """
 
-    parts: settings.Parts
+    parts: diamond.Parts
     params: dict
     assets: dict
     which: str
@@ -113,8 +114,7 @@ def open_run(workdir: Path, args) -> Run:
         raise UserError(f"{workdir}: no run of the system diamond")
     mesh = meshes.make_mesh(meshes.LOCAL)
     params, which = sampling.load_params(system, workdir, mesh, ema=args.ema, step=args.step)
-    about = experience.described(system.assets)
-    return Run(settings.make(config, about["actions"]), params, system.assets, which)
+    return Run(diamond.parts_of(config, system.assets), params, system.assets, which)
 
 
 def open_judge(name: str, first: Run, args) -> tuple[str, Any, Any]:
@@ -211,8 +211,8 @@ def rolled(run: Run, request, windows: dict, judge, args, project=None, bar=None
         real = to_float(jnp.asarray(obs))
         made = real[:, past:]
         if request is not None:
-            denoiser = dataclasses.replace(run.parts.denoiser, quantiser=request.quantise)
-            how = denoiser, requests.sampler_of(request), run.params["denoiser"]
+            denoiser, own = run.parts.for_sampling(run.params, request.quantise)
+            how = denoiser, requests.sampler_of(request), own["denoiser"]
             made = _forecast(*how, obs[:, :past], act, keys_of(args.seed, index))
         seen = _see(net, params, jnp.concatenate([real[:, past - 1 : past], made], 1),
                     act[:, past - 1 :])  # fmt: skip
@@ -234,8 +234,8 @@ def one_frame(run: Run, request, windows: dict, args) -> dict[str, np.ndarray]:
     past = run.parts.past
     obs = to_float(jnp.asarray(windows["obs"][: args.contexts, :past]))
     act = jnp.asarray(windows["act"][: args.contexts, :past])
-    sampler, params = requests.sampler_of(request), run.params["denoiser"]
-    denoiser = dataclasses.replace(run.parts.denoiser, quantiser=request.quantise)
+    denoiser, own = run.parts.for_sampling(run.params, request.quantise)
+    sampler, params = requests.sampler_of(request), own["denoiser"]
     keys = keys_of(args.seed, np.arange(args.noises))
     found = _decide(denoiser, sampler, params, obs, act, keys)
     lean = [
@@ -253,8 +253,8 @@ def long_marginals(run: Run, request, windows: dict, judge, real, project, args)
     act = windows["act"][:count]
     later = np.resize(np.arange(past, act.shape[1]), args.long)
     act = np.concatenate([act[:, :past], act[:, later]], 1)[:, :-1]
-    denoiser = dataclasses.replace(run.parts.denoiser, quantiser=request.quantise)
-    how = denoiser, requests.sampler_of(request), run.params["denoiser"]
+    denoiser, own = run.parts.for_sampling(run.params, request.quantise)
+    how = denoiser, requests.sampler_of(request), own["denoiser"]
     made = _forecast(*how, windows["obs"][:count, :past], act, keys_of(args.seed, np.arange(count)))
     begin = to_float(jnp.asarray(windows["obs"][:count, past - 1 : past]))
     seen = _see(*judge[1:], jnp.concatenate([begin, made], 1), act[:, past - 1 :])
