@@ -2,7 +2,7 @@
 
     python benchmarks/mdm_study.py judge --data bandai_judge.npz --out FOLDER [--shuffle_frames]
     python benchmarks/mdm_study.py score --data bandai.npz --run RUN --out FOLDER [--num 2048]
-    python benchmarks/mdm_study.py seams --run LONG_RUN --data bandai.npz --out FOLDER
+    python benchmarks/mdm_study.py seams --run LONG_RUN --data bandai.npz --out FOLDER [--ease 20]
 
 `judge` trains the classifier of content and style on takes that no generator sees, and tries it on
 the validation takes. `score` samples the run as the test clips are described and writes score.json
@@ -80,6 +80,9 @@ def collect(system, params, request, args, num: int, condition):
 
 def opened_run(args):
     system, _ = systems.load(args.run)
+    given = {"guidance": args.guidance, "ease": args.ease}
+    given = {name: value for name, value in given.items() if value is not None}
+    system = dataclasses.replace(system, request=dataclasses.replace(system.request, **given))
     params, which = sampling.load_params(system, args.run, meshes.make_mesh(meshes.LOCAL))
     return system, params, which
 
@@ -132,6 +135,7 @@ def score(args) -> None:
         "weights": which,
         "judge": judge.version,
         "num": args.num,
+        "guidance": request.guidance,
         "accuracy": right,
         "kid": kid.mmd2(fake.features, true.features).value,
         "kid_floor": kid.mmd2(*parts).value,
@@ -149,7 +153,7 @@ def score(args) -> None:
         "generated": bodies(made["motion"], made["length"], source.skeleton, source.skeleton.fps),
         "real": bodies(real, lengths, source.skeleton, source.skeleton.fps),
     }
-    write_json(args.out / "score.json", found)
+    write_json(args.out / f"{args.name or 'score'}.json", found)
     film(args, made, source, wanted, heads)
 
 
@@ -229,11 +233,12 @@ def seams(args) -> None:
     limit, found = float(np.percentile(real, 99)), np.concatenate(found)
     above = float(np.mean(found > limit))
     word = "holds" if above == 0 else "does not hold" if above > 0.02 else "undecided"
-    about = {"weights": which, "seams": len(found), "above": above, "MDM-8": word}
+    how = {"guidance": system.request.guidance, "ease": system.request.ease}
+    about = {"weights": which, **how, "seams": len(found), "above": above, "MDM-8": word}
     about |= {"largest": float(found.max()), "real_99": limit, "root_heights": heights}
     pace = np.concatenate([moved(source.joints(i)).mean(-1) for i in range(len(source))]).mean()
     about["speed"] = {"generated": float(np.mean(paces)), "real": float(pace)}
-    write_json(args.out / "seams.json", about)
+    write_json(args.out / f"{args.name or 'seams'}.json", about)
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -255,6 +260,9 @@ def main(argv: list[str]) -> int:
     add("--num", type=cli.positive, default=2048, help="samples")
     add("--batch", type=cli.positive, default=256, help="how many are sampled at a time")
     add("--shuffle_frames", action="store_true", help="judge: of clips whose frames are permuted")
+    add("--guidance", type=float, help="score, seams: in place of the run's")
+    add("--ease", type=int, help="seams: in place of the run's")
+    add("--name", default="", help="score, seams: of the JSON file, where there are several")
     add("--toy", action="store_true", help="everything small, to see that it runs")
     args = parser.parse(argv)
     if args.toy:
