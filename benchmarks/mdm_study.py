@@ -214,7 +214,7 @@ def seams(args) -> None:
     step = config.diffusion.predict
     texts = list(source.class_names)
     random = np.random.default_rng(0)
-    seconds, found, heights, paces = 4.0 if args.toy else 60.0, [], [], []
+    seconds, found, inside, heights, paces = 4.0 if args.toy else 60.0, [], [], [], []
     moved = lambda joints: np.linalg.norm(np.diff(joints, axis=0), axis=-1)
     fastest = lambda joints: moved(joints).max(-1)
     for number in range(1 if args.toy else 8):
@@ -222,7 +222,9 @@ def seams(args) -> None:
         request = dataclasses.replace(system.request, cond=cond, seconds=seconds)
         given = lambda i, request=request, number=number: system.condition(request, i + number)
         joints = collect(system, params, request, args, 1, given)["joints"][0]
-        found.append(fastest(joints)[step - 1 :: step])
+        pace = fastest(joints)
+        found.append(pace[step - 1 :: step])
+        inside.append(np.delete(pace, np.arange(step - 1, len(pace), step)))
         heights.append([float(joints[:100, 0, 1].mean()), float(joints[-100:, 0, 1].mean())])
         paces.append(moved(joints).mean())
         if not number:
@@ -235,6 +237,7 @@ def seams(args) -> None:
     word = "holds" if above == 0 else "does not hold" if above > 0.02 else "undecided"
     how = {"guidance": system.request.guidance, "ease": system.request.ease}
     about = {"weights": which, **how, "seams": len(found), "above": above, "MDM-8": word}
+    about |= {"above_elsewhere": float(np.mean(np.concatenate(inside) > limit))}
     about |= {"largest": float(found.max()), "real_99": limit, "root_heights": heights}
     pace = np.concatenate([moved(source.joints(i)).mean(-1) for i in range(len(source))]).mean()
     about["speed"] = {"generated": float(np.mean(paces)), "real": float(pace)}
