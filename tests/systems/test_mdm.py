@@ -220,7 +220,7 @@ def test_shuffled_frames_are_the_same_frames_in_another_order(root):
 
 
 def test_a_step_depends_on_the_rows_number_alone(root, folder, loaded):
-    config = mdm_runs.config_of(root, folder, network__dropout=0.0)
+    config = mdm_runs.config_of(root, folder, network__dropout=0.0, network__attention_dropout=0.0)
     system, params = systems.make(config), loaded[1]
     source = system.data("train")
     some = source.gather(
