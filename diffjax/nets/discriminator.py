@@ -35,7 +35,7 @@ def taps(depth: int) -> tuple[int, ...]:
 
     Rounded half up. In nets of one or two blocks taps that coincide are one, and a tap before the
     first block is none. For a discriminator of a part of the network, as the paper's ablation has
-    it, give the depth of that part. Lin et al. 2025a, section 3.3.
+    it, give the depth of that part. Lin et al. 2025a.
     """
     if depth < 1:
         raise UserError(f"taps: a network of {depth} blocks")

@@ -4,7 +4,7 @@
              L_D + lambda (R1 [+ R2]);  RMSProp on all of D
     G step   new z, c', t';  L_G of D(G(z, c'), t', c');  RMSProp on G;  then its average
 
-Lin et al. 2025a, section 3: D and G alternate one step each, D first, as the generator's gradient
+Lin et al. 2025a: D and G alternate one step each, D first, as the generator's gradient
 is 0 until D has moved. The penalty is taken in every step, and D sees the raw G, not its average.
 
 Gradients are taken where they are needed: D's step differentiates D's parameters only, G's step

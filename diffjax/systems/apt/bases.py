@@ -80,7 +80,7 @@ def velocity(process: Process, denoise: Callable, lowest: float = 1e-4) -> Calla
     return v
 
 
-# ---- what the discriminator's network is fed: (x, t in [0, 1]) -> (its input, what it is told) ----
+# ---- what D's network is fed: (x, t in [0, 1]) -> (its input, what it is told) -------------------
 
 
 def feed_flow(x, t):

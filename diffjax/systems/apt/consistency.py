@@ -8,7 +8,7 @@ and f(x, t) = x - t v_student(x, t), which is the identity at t = 0 by construct
     target = stop_gradient f(x', t_{n-1})
     loss = E |v_student(x, t_n) - (x - target)/t_n|^2
 
-Song et al. 2023; Lin et al. 2025a, section 3.2, with mean squared error and guidance 7.5; 32 times
+Song et al. 2023; Lin et al. 2025a, with mean squared error and guidance 7.5; 32 times
 and the student itself as its target are Lin et al. 2025b's. Any base takes part through
 `bases.velocity`; a guided teacher is `core.guidance.cfg` of two velocities.
 """

@@ -4,7 +4,7 @@
     relativistic    L_D = E softplus(f - r),               L_G = E softplus(r - f),  pairs by index
     approximate R1  L_D += lambda E (D(x + sigma eps) - D(x))^2, with t and condition of x's logit
 
-r and f are logits of real and made samples. Lin et al. 2025a, section 3.3, print the first with
+r and f are logits of real and made samples. Lin et al. 2025a, print the first with
 signs that disagree; this is the reading under which everything is minimised. The second is Lin et
 al. 2025b's, after Huang et al. 2024.
 
@@ -71,7 +71,7 @@ def gamma(weight: float, sigma: float) -> float:
     return 2 * weight * sigma**2
 
 
-# ---- gradient penalties: (critic, x, eps, sigma) -> (logits, penalty) -----------------------------
+# ---- gradient penalties: (critic, x, eps, sigma) -> (logits, penalty) ----------------------------
 
 
 def finite_difference(critic: Callable, x, eps, sigma: float):

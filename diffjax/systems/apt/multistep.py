@@ -1,6 +1,6 @@
 """A one-step generator in two steps or more, without training for it.
 
-Lin et al. 2025a, section 4, find that two steps are better than one and more are worse, and do not
+Lin et al. 2025a, find that two steps are better than one and more are worse, and do not
 say how they take them. Here, on the process flow:
 
     consistency  x = G(z_0);  then x_t = (1 - t_k) x + t_k z_k and x = f(x_t, t_k)   (Song et al.

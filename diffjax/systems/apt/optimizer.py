@@ -6,7 +6,7 @@ import optax
 def rmsprop(decay: float = 0.9, eps: float = 1e-8) -> optax.GradientTransformation:
     """g/(sqrt(nu) + eps) with nu <- decay nu + (1 - decay) g^2 from 0: the direction, without rate.
 
-    Lin et al. 2025a, section 3.4: decay 0.9, no weight decay, no clipping; half the state of Adam.
+    Lin et al. 2025a: decay 0.9, no weight decay, no clipping; half the state of Adam.
 
     eps is outside the root, as in PyTorch: inside, it would damp every gradient below 1e-4. There
     is no bias correction, which is where it differs from Adam with b1 = 0: step k is larger by

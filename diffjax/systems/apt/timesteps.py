@@ -1,6 +1,6 @@
 """Times of APT's three stages: shifts, grids, the discriminator's ensemble. t in [0, 1], 0 is data.
 
-All on the straight path x_t = (1 - t) x0 + t n. Lin et al. 2025a, section 3.3; Lin et al. 2025b;
+All on the straight path x_t = (1 - t) x0 + t n. Lin et al. 2025a; Lin et al. 2025b;
 Esser et al. 2024, eq. 23.
 """
 
@@ -81,7 +81,7 @@ def ensemble(key: jax.Array, rows: jax.Array, s: float) -> jax.Array:
     """[B] float32: the discriminator's time for each row, shift(u, s) with u uniform in [0, 1).
 
     D(x, c) is the mean over t of D(x, t, c), of which a step takes one draw: t is a condition only,
-    no noise is added to x. Lin et al. 2025a, section 3.3.
+    no noise is added to x. Lin et al. 2025a.
 
     Args:
       rows: int32 [B], numbers in the global batch: row r draws from fold_in(key, r), so that draws
