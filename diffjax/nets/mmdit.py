@@ -33,7 +33,6 @@ SIZES = {
         "modulation": "single",
         "feed": "swiglu",
         "shared_from": 10,
-        "output": "single",
     },
     "7B": {
         "width": 3072,
@@ -70,7 +69,7 @@ class MMDiT(nn.Module):
       shared_from: from this block (from 0) on both streams have the same weights; None: never.
       last_text_pre_only: the last block reads text and does not change it, as nobody would see.
       output: "adaln" (modulated norm), "single" (norm with weights, tables; their sample's part is
-        that of the attention, as released) or "linear" (nothing before it).
+        that of the attention, as released) or "linear" (nothing before it). "": as modulation.
       time_scale: what c_noise is multiplied with before its sinusoids. 1000 for t in [0, 1].
       taps: blocks, counted from 1, after which tokens are returned; () for an output.
       scan: stack the layers between taps and scan over them: compiles in seconds at any depth.
@@ -93,7 +92,7 @@ class MMDiT(nn.Module):
     rope: str = "mm3d"
     shared_from: int | None = None
     last_text_pre_only: bool = True
-    output: str = "adaln"
+    output: str = ""
     time_scale: float = 1000.0
     taps: tuple[int, ...] = ()
     scan: bool = True
@@ -132,7 +131,7 @@ class MMDiT(nn.Module):
         if self.taps:
             return seen
         features = self.patch_frames * self.patch**2 * self.channels
-        last = Output(features, self.output, self.modulation, self.dtype, name="final")
+        last = Output(features, self.output or self.modulation, self.dtype, name="final")
         y = unpatched(last(seen[-1], c), grid, self.patch_frames, self.patch)
         return y.reshape(*x.shape[:-1], self.channels).astype(jnp.float32)
 
@@ -227,7 +226,6 @@ class Output(nn.Module):
 
     features: int
     kind: str
-    modulation: str
     dtype: jnp.dtype
 
     @nn.compact
