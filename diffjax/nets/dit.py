@@ -233,7 +233,7 @@ class Blocks(nn.Module):
         if self.remat:
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             block = nn.remat(Block, policy=policy, prevent_cse=not self.scan)
-        for first, end in stacking.stretches(max(self.taps, default=self.depth), self.taps):
+        for first, end in stacking.stretches(self.depth, self.taps):
             if not self.scan:
                 for i in range(first, end):
                     x = block(self.heads, self.dtype, name=str(i))(x, c)

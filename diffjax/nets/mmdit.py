@@ -64,7 +64,9 @@ class MMDiT(nn.Module):
       class_tokens: how many tokens of the text stream a label becomes.
       patch, patch_frames: side of a patch and its length in frames: one token. Features are in the
         order (frame, row, column, channel), the channel fastest.
-      width, depth, heads, hidden, modulation, feed, attention: see `mmdit_blocks`.
+      width, depth, heads, hidden, modulation, feed: see `mmdit_blocks`.
+      attention: one of `attention.IMPLEMENTATIONS`; a gradient penalty needs second derivatives,
+        which "cudnn" does not have.
       rope: "mm3d", "stretch3d" or "none".
       shared_from: from this block (from 0) on both streams have the same weights; None: never.
       last_text_pre_only: the last block reads text and does not change it, as nobody would see.
@@ -164,10 +166,9 @@ class Blocks(nn.Module):
     @nn.compact
     def __call__(self, vid, txt, c, turn, mask, taps):
         """[visual tokens after each of taps], blocks counted from 1; none runs after the last."""
-        cuts, seen = {*taps, self.shared_from or 0}, []
-        if self.last_text_pre_only:
-            cuts.add(self.depth - 1)
-        for first, end in stacking.stretches(max(taps), tuple(cuts)):
+        special = self.depth - 1 if self.last_text_pre_only else 0
+        cuts, seen = (self.shared_from or 0, special), []
+        for first, end in stacking.stretches(self.depth, taps, cuts):
             if not self.scan or end - first == 1:
                 for i in range(first, end):
                     vid, txt = self._block(i, str(i))(vid, txt, c, turn, mask)

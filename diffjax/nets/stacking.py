@@ -13,9 +13,23 @@ import jax.numpy as jnp
 from diffjax.errors import UserError
 
 
-def stretches(depth: int, ends: tuple[int, ...] = ()) -> list[tuple[int, int]]:
-    """[(first, end), ...]: blocks first .. end - 1, up to `depth`, cut at each of `ends`."""
-    return list(pairwise(sorted({0, depth, *(e for e in ends if 0 < e < depth)})))
+def stretches(
+    depth: int, taps: tuple[int, ...] = (), cuts: tuple[int, ...] = ()
+) -> list[tuple[int, int]]:
+    """[(first, end), ...]: blocks first .. end - 1, up to the last of taps, or all without taps.
+
+    Args:
+      depth: how many blocks there are.
+      taps: blocks, counted from 1, after which a stretch ends.
+      cuts: where else one ends, as the blocks after differ; 0 and what is out of range are ignored.
+
+    Raises:
+      UserError: a tap that is none of the blocks.
+    """
+    if any(not 0 < tap <= depth for tap in taps):
+        raise UserError(f"taps {tuple(taps)}: blocks are counted from 1 to {depth}")
+    last = max(taps, default=depth)
+    return list(pairwise(sorted({0, last, *taps, *(c for c in cuts if 0 < c < last)})))
 
 
 def unstack(blocks: dict) -> dict:

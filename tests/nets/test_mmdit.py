@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from apt_golden import load, manifest, near, params_by_rule
+from ml_collections import ConfigDict
 
+from diffjax import nets
+from diffjax.errors import UserError
 from diffjax.nets import mmdit, rope3d, stacking
 from diffjax.nets.mmdit import MMDiT
 from diffjax.nets.mmdit_blocks import Block
@@ -81,12 +84,14 @@ def test_golden_taps():
 
 
 def small(**fields):
-    """A net of 3 narrow blocks for labels, its weights (nothing zero), and inputs of 5 frames."""
+    """(a net of 3 narrow blocks for labels, its parameters' shapes, films of 2 frames)."""
     net = MMDiT(channels=2, num_classes=3, class_tokens=2, width=24, depth=3, heads=2, **fields)
     random = np.random.default_rng(0)
     inputs = random.normal(size=(3, 2, 4, 6, 2)).astype(np.float32)
     inputs = inputs, np.array([0.1, 0.5, 1.0], np.float32), np.array([0, 2, 3], np.int32)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
+    shapes = None
+    if not fields.get("taps"):
+        shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
     return net, shapes, inputs
 
 
@@ -184,3 +189,25 @@ def test_bfloat16_stays_close():
     full, half = run(net), run(net.clone(dtype=jnp.bfloat16))
     assert half.dtype == jnp.float32
     assert 1e-4 < np.linalg.norm(half - full) / np.linalg.norm(full) < 5e-2
+
+
+def test_a_config_makes_it():
+    network = {"kind": "mmdit", "width": 48, "depth": 2, "heads": 2, "class_tokens": 3, "patch": 2}
+    network |= {"modulation": "single", "feed": "gelu", "time_scale": 1000.0, "scan": True}
+    network = ConfigDict({**network, "remat": False, "dtype": "bfloat16"})
+    net = nets.make(network, channels=3, num_classes=5, shape=(8, 8, 3))
+    inputs = jnp.ones((2, 8, 8, 3)), jnp.ones(2), jnp.zeros(2, jnp.int32)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
+    assert shapes["class_in"].shape == (6, 3, 48) and "ada" in shapes["final"]
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
+    assert nets.sharding(network) == mmdit.SHARDING
+    for heads in (5, 12):
+        network.heads = heads
+        with pytest.raises(UserError, match="network.width 48"):
+            nets.make(network, channels=3, num_classes=5, shape=(8, 8, 3))
+
+
+def test_taps_are_blocks():
+    net, _, inputs = small(taps=(2, 4))
+    with pytest.raises(UserError, match="from 1 to 3"):
+        jax.eval_shape(net.init, jax.random.key(0), *inputs)

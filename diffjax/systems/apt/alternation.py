@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.core import ema as ema_rules
-from diffjax.systems.apt import losses
+from diffjax.systems.apt import losses, timesteps
 from diffjax.systems.apt.optimizer import rmsprop
 
 
@@ -229,6 +229,43 @@ def kept(state: State, new: State, looked_at) -> State:
     return chosen._replace(bad_step=jnp.where(good, -1, first))
 
 
+# ---- draws: row r of a batch draws from fold_in(key, r), so slices and devices change nothing ----
+
+
 def normal(key: jax.Array, rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Standard normal [B, *shape] float32; row r draws from fold_in(key, r)."""
     return jax.vmap(lambda row: jax.random.normal(jax.random.fold_in(key, row), shape))(rows)
+
+
+def draw_d(key, rows, x, cond, settings: Settings, shift: float = 1.0, cond_fake=None) -> ForD:
+    """What D's step takes, for a batch of data.
+
+    Args:
+      key: of this alternation; `draw_g` takes the same and draws other numbers.
+      rows: int32 [B], numbers in the global batch.
+      x, cond: data [B, ...] and their conditions.
+      shift: of D's times.
+      cond_fake: conditions of made samples; None: those of the data, as the relativistic family
+        always has it, with one time for both of a pair.
+    """
+    z, eps, eps_fake, of_real, of_fake = jax.random.split(jax.random.fold_in(key, 0), 5)
+    paired = losses.family(settings.family).paired
+    t = timesteps.ensemble(of_real, rows, shift)
+    return ForD(
+        x=x,
+        cond=cond,
+        z=normal(z, rows, x.shape[1:]),
+        cond_fake=cond if paired or cond_fake is None else cond_fake,
+        t_real=t,
+        t_fake=t if paired else timesteps.ensemble(of_fake, rows, shift),
+        eps_real=normal(eps, rows, x.shape[1:]),
+        eps_fake=normal(eps_fake, rows, x.shape[1:]) if settings.r2 else None,
+    )
+
+
+def draw_g(key, rows, x, cond, settings: Settings, shift: float = 1.0) -> ForG:
+    """What G's step takes: new noise and times, and x where the family looks at it."""
+    z, time = jax.random.split(jax.random.fold_in(key, 1))
+    paired = losses.family(settings.family).paired
+    t = timesteps.ensemble(time, rows, shift)
+    return ForG(normal(z, rows, x.shape[1:]), cond, t, x if paired else None)

@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.core.processes import Process
-from diffjax.systems.apt.timesteps import of_ratio
 
 
 def generator(denoise: Callable, t: float, scale: float = 1.0) -> Callable:
@@ -125,16 +124,3 @@ def discriminator(features: Callable, read_out: Callable, feed: Callable = feed_
         return read_out(params["readout"], features(params["backbone"], x, told, cond))
 
     return logits
-
-
-__all__ = [
-    "amplification",
-    "discriminator",
-    "feed_edm",
-    "feed_flow",
-    "feed_index",
-    "generator",
-    "last_time",
-    "of_ratio",
-    "velocity",
-]

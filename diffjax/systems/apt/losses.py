@@ -89,7 +89,8 @@ def finite_difference(critic: Callable, x, eps, sigma: float):
 def directional(critic: Callable, x, eps, sigma: float):
     """(sigma eps . grad D(x))^2, by forward mode, which gives D(x) too: accurate in bfloat16.
 
-    Its mean over eps is sigma^2 |grad D|^2 at any sigma: no curvature, no cancellation.
+    Its mean over eps is sigma^2 |grad D|^2 at any sigma: no curvature, no cancellation. The loss
+    differentiates it again, which fused attention usually cannot: give D's network "einsum".
     """
     logits, slope = jax.jvp(critic, (x,), (eps.astype(x.dtype),))
     return logits, jnp.square(sigma * slope)
