@@ -88,7 +88,9 @@ def test_finite_differences(name, sigma, dtype):
         params = {k: jnp.asarray(g[k], dtype) for k in "Abc"}
         x, eps = (jnp.asarray(g[k], dtype) for k in ("x_real", "eps"))
         tol = 1e-10 if exact else FINITE[name]
-        of = lambda p, eps: losses.penalised(lambda x: quadratic(p, x), x, eps, sigma, "fd")
+        of = jax.jit(
+            lambda p, eps: losses.penalised(lambda x: quadratic(p, x), x, eps, sigma, "fd")
+        )
         for k in range(3):
             logits, penalty = of(params, eps[k])
             near(logits, g["d_real"], 1e-10 if exact else 1e-6)
