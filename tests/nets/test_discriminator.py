@@ -74,14 +74,14 @@ def read():
 
 def test_a_new_read_out_says_nothing_and_learns(read):
     net, _, tokens = read
-    params = jax.jit(net.init)(jax.random.key(0), tokens)["params"]
 
     @jax.jit
-    def logits_and_gradient(params):
+    def logits_and_gradient(key):
+        params = net.init(key, tokens)["params"]
         logits, pull = jax.vjp(lambda p: net.apply({"params": p}, tokens), params)
         return logits, pull(jnp.ones_like(logits))[0]
 
-    logits, gradient = logits_and_gradient(params)
+    logits, gradient = logits_and_gradient(jax.random.key(0))
     assert logits.shape == (2,) and not np.any(logits)
     assert np.any(gradient["out_proj"]["kernel"]) and not np.any(gradient["heads_0"]["query"])
     bare = jax.eval_shape(net.clone(bias=False).init, jax.random.key(0), tokens)["params"]
@@ -105,10 +105,9 @@ def test_a_logit_for_each_frame(read):
     net, params, tokens = read
     frames = jax.jit(net.clone(frames=3).apply)({"params": params}, tokens)
     assert frames.shape == (2, 3)
-    run = jax.jit(net.apply)
-    for i in range(3):
-        alone = run({"params": params}, [t[:, 2 * i : 2 * i + 2] for t in tokens])
-        near(frames[:, i], alone, 1e-5)
+    parts = [t.reshape(2, 3, 2, -1).swapaxes(0, 1).reshape(6, 2, -1) for t in tokens]
+    alone = jax.jit(net.apply)({"params": params}, parts)
+    near(frames, alone.reshape(3, 2).T, 1e-5)
 
 
 def test_a_dit_with_taps_is_the_head_of_the_dit():
@@ -119,17 +118,20 @@ def test_a_dit_with_taps_is_the_head_of_the_dit():
     run = jax.jit(lambda p, *a: net.apply({"params": p}, *a, capture_intermediates=True))
     _, state = run(params, *inputs)
     blocks = state["intermediates"]["blocks"]
-    for scan in (False, True):
+    for scan, whole in ((False, dit.stack(params)), (True, params), (True, dit.stack(params))):
         tapped = net.clone(taps=(1, 3), scan=scan)
         wanted = jax.eval_shape(tapped.init, jax.random.key(0), *inputs)["params"]
         assert "final_layer" not in wanted
-        names = ["stack_0", "stack_1"] if scan else ["0", "1", "2"]
-        assert sorted(wanted["blocks"]) == names
-        for whole in (params, dit.stack(params)):
-            backbone = stacking.backbone(whole, wanted)
-            seen = jax.jit(tapped.apply)({"params": backbone}, *inputs)
-            for tap, tokens in zip((1, 3), seen):
-                near(tokens, blocks[str(tap - 1)]["__call__"][0], 1e-6)
+        assert sorted(wanted["blocks"]) == (["stack_0", "stack_1"] if scan else ["0", "1", "2"])
+        backbone = stacking.backbone(whole, wanted)
+        if scan and whole is params:
+            stacked = backbone
+            continue
+        if scan:
+            assert jax.tree.all(jax.tree.map(np.array_equal, backbone, stacked))
+        seen = jax.jit(tapped.apply)({"params": backbone}, *inputs)
+        for tap, tokens in zip((1, 3), seen):
+            near(tokens, blocks[str(tap - 1)]["__call__"][0], 1e-6)
     with pytest.raises(UserError, match="4 blocks, none numbered 4"):
         deeper = net.clone(depth=5, taps=(5,))
         stacking.backbone(params, jax.eval_shape(deeper.init, jax.random.key(0), *inputs)["params"])
