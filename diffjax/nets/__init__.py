@@ -23,6 +23,8 @@ from diffjax.nets import (
     diamond_blocks,
     dit,
     edm_blocks,
+    mmdit,
+    mmdit_blocks,
     motion_gru,
     motion_transformer,
     unet_small,
@@ -31,6 +33,7 @@ from diffjax.nets.actor_critic import ActorCritic
 from diffjax.nets.dhariwal_unet import DhariwalUNet
 from diffjax.nets.diamond_unet import DiamondUNet
 from diffjax.nets.dit import SIZES, DiT
+from diffjax.nets.mmdit import MMDiT
 from diffjax.nets.motion_gru import MotionGRU
 from diffjax.nets.motion_transformer import MotionTransformer
 from diffjax.nets.reward_end import RewardEnd
@@ -158,6 +161,9 @@ SONG = {
 DDPMPP = {"embedding_type": "positional", "encoder_type": "standard", "channel_mult_noise": 1}
 NCSNPP = {"embedding_type": "fourier", "encoder_type": "residual", "channel_mult_noise": 2}
 SMALL = {"widths": widths, "patch": whole, "embedding": whole, "dtype": dtype}
+MMDIT = {"width": whole, "depth": whole, "heads": whole, "class_tokens": whole, "patch": whole}
+MMDIT |= {"modulation": one_of(*mmdit_blocks.STYLES), "feed": one_of("gelu", "swiglu")}
+MMDIT |= {"time_scale": number, "scan": switch, "remat": switch, "dtype": dtype}
 DIT = {"size": size, "patch": whole, "time_scale": number, "scan": switch, "remat": switch}
 
 EDM = {"sharding": edm_blocks.SHARDING, "rounded": edm_blocks.rounded}
@@ -169,6 +175,7 @@ KINDS = {
     "song": Kind(SongUNet, SONG, **EDM),
     "dhariwal": Kind(DhariwalUNet, {**UNET, "channel_mult_emb": whole}, **EDM),
     "dit": Kind(DiT, {**DIT, "dtype": dtype}, dit.SHARDING),
+    "mmdit": Kind(MMDiT, MMDIT, mmdit.SHARDING),
 }
 
 MOTION = {"width": whole, "layers": whole, "dropout": rate, "dtype": dtype}
@@ -226,6 +233,11 @@ def make(network, *, channels: int, num_classes: int, shape: tuple[int, int, int
     fields = _fields(kind, network)
     _check_divisible(fields, shape)
     _check_groups(fields)
+    width, heads = fields.get("width", 0), fields.get("heads", 1)
+    if width % heads or 0 < width < 6 * heads:
+        raise UserError(
+            f"config.network.width {width}: a multiple of {heads} (heads), at least 6 each"
+        )
     if "size" in fields:
         fields.update(fields.pop("size"))
     return kind.module(channels=channels, num_classes=num_classes, **fields, **kind.fixed)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from diffjax.nets import stacking
 from diffjax.nets.attention import attend
 from diffjax.nets.edm_blocks import PositionalEmbedding
 from diffjax.nets.unet_small import depth_to_space
@@ -28,8 +29,8 @@ SIZES = {
 
 # Into the heads or the hidden layer: columns over `tensor`; out of them: rows.
 SHARDING = (
-    (r"stack/.*(attn/proj|fc2)/kernel$", PartitionSpec(None, "tensor", "fsdp")),
-    (r"stack/.*kernel$", PartitionSpec(None, "fsdp", "tensor")),
+    (r"stack\w*/.*(attn/proj|fc2)/kernel$", PartitionSpec(None, "tensor", "fsdp")),
+    (r"stack\w*/.*kernel$", PartitionSpec(None, "fsdp", "tensor")),
     (r"(attn/proj|fc2)/kernel$", PartitionSpec("tensor", "fsdp")),
     (r"x_embedder/proj/kernel$", PartitionSpec(None, None, None, "tensor")),
     (r"kernel$", PartitionSpec("fsdp", "tensor")),
@@ -51,6 +52,9 @@ class DiT(nn.Module):
       width, depth, heads: of the transformer; see SIZES.
       time_scale: what c_noise is multiplied with before its sinusoids, whose frequencies are
         1 .. 1/10000. 1 for timesteps 0..999 (the released nets); 1000 for c_noise of order 1.
+      taps: blocks, counted from 1, after which the tokens [B, N, width] are returned, as a list:
+        the backbone of a discriminator, which has neither an output nor blocks after the last tap.
+        With `scan` the stacks then end at the taps: `stacking.backbone` converts. () for an output.
       scan: stack the layers and scan over them: compiles in seconds at any depth.
       remat: recompute each block in the backward pass, keeping its matrix products only.
       dtype: compute type; parameters, norm statistics, embeddings and the output are float32.
@@ -63,6 +67,7 @@ class DiT(nn.Module):
     depth: int = 12
     heads: int = 6
     time_scale: float = 1.0
+    taps: tuple[int, ...] = ()
     scan: bool = True
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -80,10 +85,10 @@ class DiT(nn.Module):
         x = x + position_embedding(rows, columns, self.width).astype(self.dtype)
         c = TimestepEmbedder(self.width, name="t_embedder")(c_noise * self.time_scale)
         c = c + LabelEmbedder(self.num_classes, self.width, name="y_embedder")(label)
-        blocks = Blocks(
-            self.depth, self.width, self.heads, self.scan, self.remat, self.dtype, name="blocks"
-        )
-        x = blocks(x, c)
+        how = (self.depth, self.heads, self.taps, self.scan, self.remat, self.dtype)
+        x = Blocks(*how, name="blocks")(x, c)
+        if self.taps:
+            return x
         last = FinalLayer(self.patch**2 * self.channels, self.dtype, name="final_layer")
         x = last(x, c).reshape(b, rows, columns, -1)
         return depth_to_space(x, self.patch).astype(jnp.float32)
@@ -213,33 +218,37 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """The stack of blocks, unrolled or scanned."""
+    """The stack of blocks, unrolled or scanned; with taps, the list of what they saw."""
 
     depth: int
-    width: int
     heads: int
+    taps: tuple[int, ...]
     scan: bool
     remat: bool
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x, c):
-        block = Block
+        block, seen = Block, []
         if self.remat:
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             block = nn.remat(Block, policy=policy, prevent_cse=not self.scan)
-        if not self.scan:
-            for i in range(self.depth):
-                x = block(self.heads, self.dtype, name=str(i))(x, c)
-            return x
-        layer = nn.scan(
-            lambda module, x, c: (module(x, c), None),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.depth,
-        )
-        return layer(block(self.heads, self.dtype, name="stack"), x, c)[0]
+        for first, end in stacking.stretches(self.depth, self.taps):
+            if not self.scan:
+                for i in range(first, end):
+                    x = block(self.heads, self.dtype, name=str(i))(x, c)
+            else:
+                layer = nn.scan(
+                    lambda module, x, c: (module(x, c), None),
+                    variable_axes={"params": 0},
+                    split_rngs={"params": True},
+                    in_axes=nn.broadcast,
+                    length=end - first,
+                )
+                name = f"stack_{first}" if self.taps else "stack"
+                x = layer(block(self.heads, self.dtype, name=name), x, c)[0]
+            seen.append(x)
+        return seen if self.taps else x
 
 
 class FinalLayer(nn.Module):
@@ -263,7 +272,4 @@ def stack(params: dict) -> dict:
 
 def unstack(params: dict) -> dict:
     """The inverse of `stack`."""
-    stacked = params["blocks"]["stack"]
-    depth = len(jax.tree.leaves(stacked)[0])
-    take = lambda i: jax.tree.map(lambda a: a[i], stacked)
-    return {**params, "blocks": {str(i): take(i) for i in range(depth)}}
+    return {**params, "blocks": stacking.unstack(params["blocks"])}

@@ -1,6 +1,5 @@
 """DIAMOND's outer loop: end to end, interrupted anywhere, on recordings, and what it refuses."""
 
-import functools
 import os
 import signal
 import subprocess
@@ -99,10 +98,8 @@ def same(one, other):
     np.testing.assert_array_equal(*obs)
 
 
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("at", [slow(1), 11, *map(slow, (6, 16, 24))])
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [1, 6, 11, 16, 24])
 def test_a_signal_anywhere_changes_nothing(finished, words, tmp_path, monkeypatch, at):
     """In play, in each network's updates; and a signal again in what follows."""
     flags = [*words(), "--workdir", str(tmp_path / "run"), "--debug"]
@@ -206,6 +203,7 @@ def recorded(words, tmp_path_factory):
     return place / "run", folder
 
 
+@pytest.mark.slow
 def test_recordings_are_trained_on_and_some_held_out(recorded):
     workdir, folder = recorded
     assert not (workdir / "replay").exists()
@@ -217,6 +215,7 @@ def test_recordings_are_trained_on_and_some_held_out(recorded):
     assert names == {"denoiser"}
 
 
+@pytest.mark.slow
 def test_a_world_without_rewards_is_sampled_and_played(recorded, tmp_path):
     workdir, _ = recorded
     out = tmp_path / "out.npz"
@@ -232,6 +231,7 @@ def test_a_world_without_rewards_is_sampled_and_played(recorded, tmp_path):
     assert frame.dtype == np.uint8 and played.steps == 1 and opened["keys"]["Digit2"] == 2
 
 
+@pytest.mark.slow
 def test_other_recordings_are_refused(recorded, words, tmp_path, capsys):
     workdir, _ = recorded
     folder = diamond_runs.recordings(tmp_path / "other", count=5)
@@ -240,6 +240,7 @@ def test_other_recordings_are_refused(recorded, words, tmp_path, capsys):
     assert "give these data another --workdir" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_stops_the_run(recorded, words, tmp_path, capsys):
     folder = recorded[1]
     flags = words(game="", data__path=folder, learn="denoiser", epochs=1, denoiser__clip=1e30)
@@ -249,6 +250,7 @@ def test_what_is_not_finite_stops_the_run(recorded, words, tmp_path, capsys):
     assert "was not finite at step" in line and "Lower config.denoiser.learning_rate" in line
 
 
+@pytest.mark.slow
 def test_longer_roll_outs_are_recorded_anew(recorded, words, tmp_path):
     workdir, folder = tmp_path / "run", recorded[1]
     flags = words(game="", data__path=folder, learn="denoiser", epochs=1)
@@ -273,6 +275,7 @@ def test_time_that_is_up_ends_a_run_anywhere(words, tmp_path):
     assert (position.epoch, position.phase) == (0, 2) and position.elapsed >= 30
 
 
+@pytest.mark.slow
 def test_another_run_s_weights_are_begun_with(recorded, words, tmp_path):
     workdir, folder = recorded
     flags = words(game="", data__path=folder, learn="denoiser", epochs=1, denoiser__warmup_steps=99)
@@ -345,6 +348,7 @@ def test_requests_that_are_refused(message, finished, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_policy_of_a_run_without_one(recorded, capsys):
     assert sample.main(["--workdir", str(recorded[0]), "--policy", "agent"]) == 2
     assert "this run has none" in capsys.readouterr().err
