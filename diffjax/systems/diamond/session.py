@@ -49,7 +49,7 @@ class Position:
         found = meta.get("position")
         try:
             return cls(**{f.name: f.type(found[f.name]) for f in dataclasses.fields(cls)})
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise UserError(f"a checkpoint without the run's position ({error!r})") from error
 
 
@@ -90,6 +90,8 @@ class Session:
         self._saved = self._clock
         if self.experience.recorded is None:
             self.replay = Replay(self.workdir / "replay", self.config.collection.seats)
+            if self.replay.shapes - {self.parts.frame} or self.replay.actions > self.parts.actions:
+                raise UserError(f"{self.replay.path}: it is of another game, or of other frames")
 
     # ---- the clock ---------------------------------------------------------------------------
 
