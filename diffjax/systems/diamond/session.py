@@ -66,7 +66,7 @@ class Session:
       mesh, shardings: of the state.
       state, position: where the run is. step: of the state, which may still be on its way.
       replay: what was played; None where all is recorded.
-      sampler: of pictures, compiled once.
+      sampler: of pictures; losses: on held-out episodes, of each network. Compiled once.
     """
 
     system: System
@@ -84,6 +84,7 @@ class Session:
     step: int
     replay: Replay | None = None
     sampler: Any = None
+    losses: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         self._clock, self._before = time.monotonic(), self.position.elapsed
