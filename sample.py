@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
     system, _ = systems.load(workdir)
     args, request = cli.with_request(parser, argv, system.request)
     grid = mesh.make_mesh(mesh.LOCAL)
+    sampling.check_seed(args.seed)
     out = Path(args.out) if args.out else sampling.place_for(system, workdir, args.seed)
     sampling.check_out(system, out)
     params, which = sampling.load_params(

@@ -104,8 +104,7 @@ def batches(
     size += -size % meshes.batch_shards(mesh)
     if size > MAX_BATCH:
         raise UserError(f"--batch {batch}: at most {MAX_BATCH} at a time")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"--seed {seed}: must be from 0 to {2**32 - 1}")
+    check_seed(seed)
     place = functools.partial(_global, sharding=meshes.rows(mesh))
     condition(np.arange(1))  # a request that cannot be met is refused before a parent is opened
     begin = starts(system, request, mesh)
@@ -119,6 +118,12 @@ def batches(
         outputs = run(params, number, place(index), wanted)
         keep = min(size, num - first)
         yield jax.tree.map(lambda a: a[:keep], fetch(outputs))  # noqa: B023
+
+
+def check_seed(seed: int) -> None:
+    """Raises `UserError` for a number that is no seed of samples."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed {seed}: must be from 0 to {2**32 - 1}")
 
 
 def collect(system: System, params, request, *, progress: bool = False, **kwargs):

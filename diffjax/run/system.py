@@ -165,9 +165,11 @@ def load_assets(workdir: Path) -> dict[str, Any]:
     for file in sorted((workdir / "assets").glob("*")):
         try:
             if file.suffix == ".npy":
-                assets[file.stem] = np.load(file, allow_pickle=False)
+                with file.open("rb") as content:  # np.load would take an archive for an array
+                    assets[file.stem] = np.lib.format.read_array(content, allow_pickle=False)
             elif file.suffix == ".json":
                 assets[file.stem] = json.loads(file.read_text())
-        except (ValueError, OSError, EOFError) as error:
-            raise UserError(f"{file}: cannot be read ({error})") from error
+        except Exception as error:  # sizes that no memory has and nests too deep for JSON included
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(f"{file}: cannot be read ({reason})") from error
     return assets

@@ -4,6 +4,7 @@ import fcntl
 import json
 import shutil
 import signal
+import struct
 
 import jax
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 
 import train
 from diffjax import systems
+from diffjax.errors import UserError
 from diffjax.run import loop, update
 from diffjax.run import mesh as meshes
 from diffjax.run.checkpoints import Checkpoints
 from diffjax.run.logs import Logger, read_metrics
+from diffjax.run.system import load_assets
 from diffjax.weights import trees
 
 
@@ -109,6 +112,29 @@ def test_killed_while_the_workdir_was_made(tmp_path, trained, tiny_config):
     made, wanted = listing(workdir), listing(trained)
     for name in ("assets/data.json", "config.json", "weights.safetensors"):
         assert made[name] == wanted[name]
+
+
+def header(shape: str) -> bytes:
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.npy", header("(1" + 13 * "0" + ",)")),  # 10 TB
+        ("a.npy", header("(1" + 30 * "0" + ",)")),
+        ("a.npy", header("(8,)")),
+        ("a.npy", b"PK\x03\x04"),  # an archive, which np.load would open
+        ("a.json", b"[" * 100_000),
+        ("a.json", b"1" * 10_000),
+    ],
+)
+def test_assets_that_no_memory_can_hold(tmp_path, name, content):
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: cannot be read"):
+        load_assets(tmp_path)
 
 
 def test_assets_that_were_lost_come_back(tmp_path, trained, tiny_config):

@@ -1,6 +1,7 @@
 """DIAMOND's outer loop: end to end, interrupted anywhere, on recordings, and what it refuses."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import train
 from diffjax import systems
 from diffjax.run import play, run_directory, sampling
 from diffjax.run.checkpoints import Checkpoints
-from diffjax.systems.diamond import learning
+from diffjax.systems.diamond import episodes, learning
 from diffjax.systems.diamond import session as sessions
 from diffjax.systems.diamond.replay import Replay
 from diffjax.weights import trees
@@ -156,6 +157,22 @@ def test_a_kill_anywhere_changes_nothing(finished, words, tmp_path, monkeypatch,
     assert [r for r in diamond_runs.metrics(tmp_path / "run") if "final" in r] == [
         r for r in diamond_runs.metrics(finished) if "final" in r
     ]
+
+
+@pytest.mark.slow
+def test_a_kill_epochs_after_the_last_checkpoint_changes_nothing(
+    finished, words, tmp_path, monkeypatch
+):
+    """The replay is then ahead of the networks, which do not learn from what is yet to come."""
+    flags = [*words(checkpoint_every=9), "--workdir", str(tmp_path / "run"), "--debug"]
+    with monkeypatch.context() as patch:
+        stopped(patch, 27, kill)
+        with pytest.raises(Killed):
+            train.main(flags)
+    assert Replay(tmp_path / "run" / "replay", 2, writable=False).steps == 30
+    assert Checkpoints(tmp_path / "run", read_only=True).newest() is None
+    assert train.main(flags) == 0
+    same(finished, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -302,6 +319,11 @@ REFUSED = {
     "config.reward_end.learning_rate must be above 0": {"reward_end__learning_rate": 0.0},
     "config.frame_size 4": {"frame_size": 4},
     "config.epochs 0": {"epochs": 0},
+    "config.imagination.steps 100000000": {"imagination__steps": 10**8},
+    "config.imagination.rho 0.0": {"imagination__rho": 0.0},
+    "config.actor_critic.rollout 0": {"actor_critic__rollout": 0},
+    "config.denoiser.depths 1000000": {"denoiser__depths": "(1000000,)"},
+    "config.sample_weights ()": {"sample_weights": "()"},
     "config.collection.first_most is below": {"collection__first_most": 10},
     "config has no field 'collection.seat'": {"collection__seat": 1},
     "pip install 'diffjax[atari]'": {"game": "Pong"},
@@ -316,6 +338,21 @@ def test_refused_before_anything_is_written(message, words, tmp_path, capsys, mo
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_replay_of_another_game_is_refused(finished, words, tmp_path, capsys):
+    """As in a run directory that somebody else made."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    file = workdir / "replay" / episodes.episode_path(0)
+    episode, where = episodes.read_episode(file)
+    for other in (
+        episode._replace(act=episode.act + 3),
+        episode._replace(obs=episode.obs[:, :4], final=None),
+    ):
+        episodes.write_episode(file, other, where)
+        assert train.main([*words(epochs=3), "--workdir", str(workdir)]) == 2
+        assert "of another game, or of other frames" in capsys.readouterr().err
 
 
 def test_a_game_that_a_run_names_is_not_opened(finished, tmp_path):
@@ -339,6 +376,7 @@ SAMPLE = {
     "unknown --sampler": ["--sampler", "rk4"],
     "--s_noise -1.0": ["--s_noise", "-1"],
     "ends in .gif or .mp4": ["--out", "x.png"],
+    "--seed 100000000000000000000: must be from 0": ["--play", "--seed", str(10**20)],
 }
 
 

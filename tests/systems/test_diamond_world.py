@@ -60,6 +60,17 @@ def test_world(world, starts):
     assert state.cursor == 7
 
 
+def test_nothing_of_a_step_is_drawn_twice():
+    keys = imagination.split(jax.random.key(0), 400)
+    drawn = imagination.draw(keys, (2, 2, 3))
+    normals = [np.ravel(a) for a in (drawn.start, drawn.churn(0), drawn.churn(1))]
+    assert np.abs(np.corrcoef(normals) - np.eye(3)).max() < 0.1
+    assert np.abs(np.corrcoef(drawn.reward, drawn.end)[0, 1]) < 0.2
+    alone = imagination.draw(keys[7:8], (2, 2, 3))
+    np.testing.assert_array_equal(drawn.start[7], alone.start[0])
+    assert drawn.reward[7] == alone.reward[0] and drawn.end[7] == alone.end[0]
+
+
 def test_starts_run_out(world, starts):
     """Where fewer are left than are wanted, the rest is dropped and the first come again."""
     made, _ = world

@@ -11,6 +11,30 @@ from diffjax.systems.diamond import segments
 from diffjax.systems.diamond.settings import GROUPS
 
 
+class Before:
+    """A replay as it was after `steps` steps a seat, `segments.Episode`s with `lengths`.
+
+    A run that was killed may go on from before what is on disk already; it is to learn from what it
+    would have had, were it not for the kill. An episode is numbered by its first step, so what came
+    later comes last.
+    """
+
+    def __init__(self, replay, steps: int):
+        self._replay = replay
+        firsts = (entry.where.first for entry in replay.entries)
+        left = [steps - first for first in firsts if first < steps]
+        self.lengths = np.minimum(replay.lengths[: len(left)], left).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, number: int) -> segments.Episode:
+        episode, length = self._replay[number], self.lengths[number]
+        if length == len(episode.act):
+            return episode
+        return segments.Episode(*(x[:length] for x in episode[:5]), None)
+
+
 class Batches:
     """What one network is trained on.
 

@@ -116,6 +116,7 @@ def recordings_of(assets: dict, frame: tuple[int, int, int], past: int, actions:
     good = good and act.dtype.kind in "iu" and length.dtype.kind in "iu"
     if not good or not len(obs) or obs.shape[1] <= past:
         raise UserError("assets/starts_*.npy are not recordings of this run's game")
-    if act.min() < 0 or act.max() >= actions or length.min() <= past:
+    possible = 0 <= act.min() <= act.max() < actions
+    if not possible or not past < length.min() <= length.max() <= obs.shape[1]:
         raise UserError("assets/starts_*.npy: actions or lengths that this run's game cannot have")
     return {"obs": obs, "act": act.astype(np.int32), "length": length.astype(np.int32)}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.run import mesh as meshes
-from diffjax.systems.diamond import batches, held_out
+from diffjax.systems.diamond import batches, collecting, held_out
 from diffjax.systems.diamond import state as states
 from diffjax.systems.diamond.session import Session
 from diffjax.systems.diamond.settings import GROUPS, updates_of
@@ -71,8 +71,10 @@ class Learner:
     def _batches(self, network: str) -> batches.Batches:
         session = self._session
         static = session.replay is None
-        episodes = session.experience.recorded if static else session.replay
-        epoch = session.position.epoch
+        epoch, episodes = session.position.epoch, session.experience.recorded
+        if not static:  # after a kill it may be ahead of the networks
+            steps = collecting.target_of(session.config, session.replay, epoch)
+            episodes = batches.Before(session.replay, steps)
         return batches.make(session.config, episodes, network, static=static, epoch=epoch)
 
     def _call(self, key, make):

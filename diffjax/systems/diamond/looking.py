@@ -107,7 +107,9 @@ def _keep_starts(session: Session, episodes) -> None:
 
 def _test_losses(session: Session, network: str, episodes) -> dict[str, float]:
     config, group = session.config, GROUPS[network]
-    loss = jax.jit(states.loss_of(session.parts, network, config))
+    if network not in session.losses:
+        session.losses[network] = jax.jit(states.loss_of(session.parts, network, config))
+    loss = session.losses[network]
     params, names = session.state.params[network], batches.FIELDS[network]
     how = config[group].batch_size, batches.spans(config)[network], names, config.seed
     record = {}

@@ -79,6 +79,8 @@ class Replay:
     Attributes:
       seats: N.
       steps: in each seat.
+      shapes, actions: of what was in the files when they were last looked through: every shape of
+        frames, and 1 + the largest action.
 
     Raises:
       UserError: a folder with another number of seats, files that are damaged or missing.
@@ -103,6 +105,7 @@ class Replay:
         """Makes the list of episodes from the files again."""
         self.steps, self._game, self._played, self._memory = self._confirmed()
         self.entries: list[Entry] = []
+        self.shapes, self.actions = set(), 0
         self._opened = Kept(self._memory_bytes)
         total = np.zeros(self.seats, np.int64)
         while (total < self.steps).any():
@@ -119,6 +122,8 @@ class Replay:
             entry = _entry(episode, where, self.steps - where.first)
             total[where.seat] += entry.length
             self.entries.append(entry)
+            self.shapes.add(episode.obs.shape[1:])
+            self.actions = max(self.actions, 1 + int(episode.act.max()))
 
     def __len__(self) -> int:
         return len(self.entries)

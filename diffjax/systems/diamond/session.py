@@ -49,7 +49,7 @@ class Position:
         found = meta.get("position")
         try:
             return cls(**{f.name: f.type(found[f.name]) for f in dataclasses.fields(cls)})
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise UserError(f"a checkpoint without the run's position ({error!r})") from error
 
 
@@ -66,7 +66,7 @@ class Session:
       mesh, shardings: of the state.
       state, position: where the run is. step: of the state, which may still be on its way.
       replay: what was played; None where all is recorded.
-      sampler: of pictures, compiled once.
+      sampler: of pictures; losses: on held-out episodes, of each network. Compiled once.
     """
 
     system: System
@@ -84,12 +84,15 @@ class Session:
     step: int
     replay: Replay | None = None
     sampler: Any = None
+    losses: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         self._clock, self._before = time.monotonic(), self.position.elapsed
         self._saved = self._clock
         if self.experience.recorded is None:
             self.replay = Replay(self.workdir / "replay", self.config.collection.seats)
+            if self.replay.shapes - {self.parts.frame} or self.replay.actions > self.parts.actions:
+                raise UserError(f"{self.replay.path}: it is of another game, or of other frames")
 
     # ---- the clock ---------------------------------------------------------------------------
 

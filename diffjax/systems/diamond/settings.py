@@ -1,11 +1,12 @@
 """What a config says of DIAMOND's networks, of the worlds they make and of how they learn."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from diffjax.errors import UserError, choose
 from diffjax.nets import diamond_unet
@@ -27,6 +28,8 @@ LEARN = {
 }
 # network -> its group in the config
 GROUPS = {"denoiser": "denoiser", "rew_end_model": "reward_end", "actor_critic": "actor_critic"}
+# A config may come with somebody else's run: more levels, blocks in one, or steps are no network's.
+MOST = {"levels": 8, "blocks": 16, "steps": 1000}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 TRAINING = {
     **dict.fromkeys(("first_steps", "epoch_steps", "batch_size", "warmup_steps"), int),
@@ -164,8 +167,24 @@ def check(config) -> None:
     _at_least(config, 1, [f"evaluation.{k}" for k in ("every", "seats", "longest", "starts")])
     _at_least(config, 1, ["evaluation.horizon", "imagination.horizon", "imagination.preload"])
     _at_least(config, 0, ["evaluation.games", "evaluation.final_games"])
+    _at_least(config, 1, ["actor_critic.rollout", "imagination.steps"])
+    if config.imagination.steps > MOST["steps"]:
+        raise UserError(f"config.imagination.steps {config.imagination.steps}: at most 1000")
+    if not config.imagination.rho > 0:
+        raise UserError(f"config.imagination.rho {config.imagination.rho}: must be above 0")
+    weights = config.sample_weights
+    numbers = all(isinstance(weight, int | float) and 0 <= weight < 1e9 for weight in weights)
+    if not numbers or not sum(weights) > 0:
+        raise UserError(f"config.sample_weights {weights}: shares, 0 or more, not all of them 0")
+    if not isinstance(config.get("sampling", {}), Mapping | ConfigDict):
+        raise UserError("config.sampling is not a table of sample.py's flags")
     for network in LEARN[config.learn]:
         group = GROUPS[network]
+        if len(config[group].channels) > MOST["levels"]:
+            raise UserError(f"config.{group}.channels: at most {MOST['levels']} levels")
+        for depth in config[group].get("depths", ()):
+            if not isinstance(depth, int) or not 0 < depth <= MOST["blocks"]:
+                raise UserError(f"config.{group}.depths {depth!r}: 1 to {MOST['blocks']} blocks")
         for name in ("depths", "channels", "attention", "down"):
             if name in config[group] and len(config[group][name]) != len(config[group].channels):
                 raise UserError(f"config.{group}.{name} is not one value a level of its channels")

@@ -9,7 +9,7 @@ import pytest
 
 from diffjax.errors import UserError
 from diffjax.systems.diamond import collect, games
-from diffjax.systems.diamond.games.seats import Games
+from diffjax.systems.diamond.games.seats import Games, Step
 from diffjax.systems.diamond.rollout import categorical
 
 # ---- drawing actions -------------------------------------------------------------------------
@@ -80,6 +80,28 @@ def test_collection_is_what_the_games_did():
     }
     since = 119 - np.array([np.flatnonzero(found.end[:, n])[-1] for n in range(2)])
     np.testing.assert_array_equal(memory["count"], since)  # zero after an end, one more a step
+
+
+class Cut:
+    """Two seats whose games are merely cut: the first after its third step, and counted from 0."""
+
+    obs, num_actions = np.zeros((2, 1, 1, 3), np.uint8), 3
+
+    def __init__(self):
+        self.game, self.played = np.arange(2), np.zeros(2, int)
+
+    def step(self, action):
+        trunc = np.array([self.played[0] == 2, False])
+        self.game = np.where(trunc, self.game + 2, self.game)
+        self.played = np.where(trunc, 0, self.played + 1)
+        no = np.zeros(2, bool)
+        return Step(self.obs, np.zeros(2, np.float32), no, trunc, trunc, self.obs)
+
+
+def test_memory_is_forgotten_where_a_game_is_cut():
+    found, memory = collect.collect(Cut(), counting, zero(2), 4)
+    assert memory["count"].tolist() == [1, 4]
+    assert set(found.final) == {(2, 0)} and not found.end.any()
 
 
 def test_collection_in_parts_is_the_same():

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from diffjax.errors import UserError
-from diffjax.systems.diamond import collect, episodes, games, replay, segments
+from diffjax.systems.diamond import batches, collect, episodes, games, replay, segments
 from diffjax.systems.diamond.games.seats import Games
 
 BALL = functools.partial(games.make, "ball", 8)
@@ -101,6 +101,15 @@ def test_episodes_are_what_was_played(whole, tmp_path):
 def test_how_much_is_added_at_once_changes_nothing(whole, tmp_path):
     assert_equal(play(tmp_path / "a", 120, piece=1000), whole)
     assert_equal(play(tmp_path / "b", 120, piece=7), whole)
+
+
+@pytest.mark.parametrize("steps", [1, 37, 100, 120])
+def test_a_replay_before_it_went_on(whole, tmp_path, steps):
+    """What a run that goes on from an older checkpoint learns from."""
+    then, now = play(tmp_path / "then", steps), batches.Before(whole, steps)
+    np.testing.assert_array_equal(now.lengths, then.lengths)
+    for number, episode in enumerate(then):
+        jax.tree.map(np.testing.assert_array_equal, now[number], episode)
 
 
 def test_an_opened_replay_is_the_same(whole):

@@ -1,0 +1,155 @@
+"""The config of the Atari agents and what it is made into, against the published numbers."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from diffjax.run import cli
+from diffjax.systems.diamond import batches, held_out, optimizers, segments, settings
+from diffjax.systems.diamond.imagination import Learning
+from diffjax.systems.diamond.sampling import Sampler
+
+# Alonso et al. 2024, config/trainer.yaml and config/agent/default.yaml of the released code.
+PUBLISHED = {
+    "epochs": 1000,
+    "frame_size": 64,
+    "past_frames": 4,
+    "collection.steps": 100_000,
+    "collection.first_least": 5000,
+    "collection.first_most": 10_000,
+    "collection.first_rewards": 10,
+    "collection.epoch_steps": 100,
+    "collection.epsilon": 0.01,
+    "collection.temperature": 1.0,
+    "evaluation.every": 10,
+    "evaluation.games": 4,
+    "evaluation.final_games": 100,
+    "denoiser.generated_frames": 1,
+    "denoiser.first_steps": 10_000,
+    "reward_end.first_steps": 10_000,
+    "actor_critic.first_steps": 5000,
+    "reward_end.segment": 19,
+    "denoiser.cond_channels": 256,
+    "reward_end.cond_channels": 128,
+    "denoiser.objective": "next",
+    "imagination.horizon": 15,
+    "imagination.preload": 256,
+    **{f"{n}.epoch_steps": 400 for n in ("denoiser", "reward_end", "actor_critic")},
+    **{f"{n}.batch_size": 32 for n in ("denoiser", "reward_end", "actor_critic")},
+    **{f"{n}.lstm_dim": 512 for n in ("reward_end", "actor_critic")},
+    **{f"{n}.depths": [2] * 4 for n in ("denoiser", "reward_end")},
+}
+
+
+@pytest.fixture(scope="module")
+def config(root):
+    return cli.load_config(str(root / "configs" / "diamond.py"))
+
+
+def test_the_config_is_the_published_one(config, monkeypatch):
+    monkeypatch.setattr(settings.Parts, "init", lambda *_: None)  # of these sizes: seconds
+    flat = cli.flatten(config)
+    found = {k: list(v) if isinstance(v := flat[k], tuple) else v for k in PUBLISHED}
+    assert found == PUBLISHED
+    np.testing.assert_array_equal(config.sample_weights, (0.1, 0.1, 0.1, 0.7))
+    settings.check(config)
+    parts = settings.make(config, actions=4)
+    assert parts.optimizers == optimizers.ATARI
+    assert [
+        (s.learning_rate, s.weight_decay, s.clip, s.warmup_steps, s.b1, s.b2, s.eps)
+        for s in parts.optimizers.values()
+    ] == [
+        (1e-4, wd, clip, 100, 0.9, 0.999, 1e-8) for wd, clip in ((1e-2, 1), (1e-2, 100), (0, 100))
+    ]
+    assert parts.imagination.sampler == Sampler(3, 2e-3, 5.0, 7.0, 1, 0.0, 0.0, 1e9, 1.0)
+    assert parts.learning == Learning(15, 0.985, 0.95, 1.0, 0.001)
+    assert tuple(vars(parts.levels).values()) == (-0.4, 1.2, 2e-3, 20.0)
+    d = parts.denoiser
+    assert (d.sigma_data, d.sigma_offset, d.quantiser) == (0.5, 0.3, "floor")
+    assert settings.updates_of(config, "rew_end_model")(0) == 10_000
+    assert settings.updates_of(config, "rew_end_model")(1) == 400
+
+
+class Episodes(list):
+    lengths = np.full(40, 30)
+
+
+@pytest.mark.parametrize(
+    "network, span", [("denoiser", 6), ("rew_end_model", 19), ("actor_critic", 4)]
+)
+def test_what_a_network_s_batches_are(config, network, span):
+    """Their length, on which sides they are padded, how often the newest quarter is drawn."""
+    rows = lambda i, dtype=np.float32: np.full(30, i, dtype)
+    every = Episodes(
+        segments.Episode(
+            np.zeros((30, 1, 1, 3), np.uint8),
+            rows(i, np.int32),
+            rows(0),
+            rows(0, bool),
+            rows(0, bool),
+        )
+        for i in range(40)
+    )
+    newest = {}
+    for static in (False, True):
+        made = batches.make(config, every, network, static=static)
+        masks, act = (
+            np.concatenate([made[k][name] for k in range(60)]) for name in ("mask", "act")
+        )
+        assert masks.shape == (60 * 32, span) and masks.any(1).all()
+        assert not masks[:, 0].all()
+        assert masks[:, -1].all() == (network != "rew_end_model")
+        newest[static] = np.mean(act.max(1) >= 30)
+    assert newest[False] == pytest.approx(0.7, abs=0.04)
+    assert newest[True] == pytest.approx(0.25, abs=0.04)
+    again = batches.make(config, every, network, static=False, epoch=1)[0]
+    same = (again["act"] == batches.make(config, every, network, static=False)[0]["act"]).all()
+    assert same == (network != "actor_critic")  # whose batches are counted anew in each epoch
+
+
+# ---- numbers about held-out episodes -------------------------------------------------------------
+
+
+def test_precision_and_recall():
+    # rows: truth; columns: prediction
+    found = held_out.of_confusion("x", np.array([[6, 2, 0], [3, 9, 0], [0, 0, 0]]))
+    assert found == {
+        "x_accuracy": 15 / 20,
+        "x_recall_0": 6 / 8,
+        "x_precision_0": 6 / 9,
+        "x_f1_0": pytest.approx(2 / (8 / 6 + 9 / 6)),  # the harmonic mean of the two
+        "x_recall_1": 9 / 12,
+        "x_precision_1": 9 / 11,
+        "x_f1_1": pytest.approx(2 / (12 / 9 + 11 / 9)),
+    }
+
+
+def test_held_out_losses_count_every_segment_once():
+    """Of 7 segments in batches of 3 the mean is that of all, whatever fills the last batch."""
+    value = np.arange(7)  # the loss of a segment is the action that it begins with
+    every = [
+        segments.Episode(
+            np.zeros((4, 1, 1, 3), np.uint8), np.full(4, v, np.int32), *np.zeros((3, 4), np.float32)
+        )
+        for v in value
+    ]
+
+    def loss(params, batch, keys):
+        rows = batch["mask"][:, 0]
+        mean = (batch["act"][:, 0] * rows).sum() / rows.sum()
+        return mean, {"confusion_x": np.diag([rows.sum(), 0])}
+
+    found = held_out.losses(loss, None, every, 3, 4, ("act", "mask"), seed=0)
+    assert found["loss"] == pytest.approx(value.mean())
+    assert found["confusion_x"].tolist() == [[7, 0], [0, 0]]
+
+
+def test_starts_are_cut_up_to_the_last_frame():
+    obs = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1) * np.ones((1, 1, 1, 3), np.uint8)
+    final = np.full((1, 1, 3), 6, np.uint8)
+    one = segments.Episode(obs, np.arange(6, dtype=np.int32), *np.zeros((3, 6), np.float32), final)
+    found = held_out.starts_of([SimpleNamespace(**one._asdict())], past=2, horizon=3, count=9)
+    np.testing.assert_array_equal(found["starts_obs"][:, 0, 0, 0, 0], [0, 1, 2])
+    assert found["starts_obs"][-1, :, 0, 0, 0].tolist() == [2, 3, 4, 5, 6]  # the final frame too
+    assert found["starts_act"][-1].tolist() == [2, 3, 4, 5, 0]
