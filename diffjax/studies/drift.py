@@ -55,6 +55,13 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--horizon {args.horizon}: at least {SHORTEST}, as a slope is fitted")
     if args.starts < FEWEST:
         raise UserError(f"--starts {args.starts}: at least {FEWEST}")
+    if args.contexts < 3 or args.noises < 2:
+        raise UserError("--contexts is at least 3 and --noises at least 2, as variances are taken")
+    if args.long and args.long < LONG_PART:
+        raise UserError(f"--long {args.long}: at least {LONG_PART}, or 0 for none")
+    if not args.margin >= 0:
+        raise UserError(f"--margin {args.margin}: a share, at least 0")
+    sampling.check_seed(args.seed)
     out = Path(args.out)
     if not out.name or not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: must be a name in a folder that is there")
@@ -284,7 +291,8 @@ def study(runs: list[Run], every: dict, windows: dict, judge, args):
     project = drift_measures.principal(real.features.reshape(-1, real.features.shape[-1]))
     real = real._replace(features=project(real.features))
     measured, arrays = {}, {}
-    films = {"real": windows["obs"][:SHOWN, parts.past :][:, :SHOWN_FRAMES]}
+    shown = min(SHOWN, args.batch)
+    films = {"real": windows["obs"][:shown, parts.past :][:, :SHOWN_FRAMES]}
     with tqdm(total=len(every) * len(runs) * len(windows["obs"]), unit="roll-out") as bar:
         for name, request in every.items():
             bar.set_description(name)

@@ -185,6 +185,37 @@ def test_arms_are_compared_in_pairs():
     assert set(one["at"]) == {"1", "10", "50"}
 
 
+def test_the_numbers_of_an_arm():
+    """60 offsets, of which the first 50 count: at offset k features are off by sqrt(3 k)."""
+    random, k = np.random.default_rng(0), np.arange(1, 61)
+    off = np.where(k <= 50, np.sqrt(3 * k), 1000.0)[None, :, None]
+    features = np.repeat(random.normal(size=(40, 1, 1)), 60, 1)
+    error = np.where(k <= 50, 0.25, 9.0) * np.ones((40, 1))
+    # At offset 50 half of the frames are 0.3 too bright and half 0.1 too dark; elsewhere none.
+    bias = np.where(k == 50, 1.0, 0.0) * np.where(np.arange(40) % 2, 0.3, -0.1)[:, None]
+    paid = np.where(np.arange(40)[:, None] % 4 == 0, 2, np.ones((1, 60), int))
+    one = rolled(error, features + off, paid)
+    one = one._replace(curves=one.curves._replace(bias=np.asarray(bias, np.float32)))
+    decided = {
+        "frames": random.normal(size=(8, 4, 1, 1, 1)),
+        "estimates": random.normal(size=(2, 8, 4, 1, 1, 1)),
+        "leanings": np.array([8 * [2.0], 4 * [3.0] + 4 * [5.0]]),
+    }
+    found = drift_report.compare(
+        {}, {"": {"rolled": [one], "decided": [decided]}}, rolled(0 * error, features), 0.1
+    )
+    (arm,) = found["arms"]
+    value = {name: score["value"] for name, score in arm["scores"].items()}
+    assert value["auc"] == pytest.approx(0.25)
+    assert value["slope"] == pytest.approx(3.0) and value["end"] == pytest.approx(150.0)
+    assert value["bias"] == pytest.approx(0.1)
+    assert (value["lean_0"], value["lean_1"]) == (2.0, 4.0)
+    assert arm["rewards"] == {"agreement": 0.75, "paid": 0.25, "paid_real": 0.0}
+    assert arm["at"]["50"]["kid"] > 10 * abs(arm["at"]["1"]["kid"]) > 0
+    # Two halves of 20 numbers: (2 + 1)/20 of their variance, of the mean and of the spread.
+    assert found["floors"]["end"] == pytest.approx(0.15, rel=0.7)
+
+
 # ---- the command ---------------------------------------------------------------------------------
 
 
@@ -228,7 +259,7 @@ def test_the_command(world, tmp_path, capsys):
     # What is imagined does not depend on how many are at a time.
     again = [
         "--batch",
-        "9",
+        "2",
         "--vary",
         "quantise=round",
         "--long",
@@ -263,6 +294,11 @@ def test_refusals(world, capsys, trained):
         (["--judge", "nowhere"], "no run directory nowhere"),
         (["--out", "no/where"], "--out no/where"),
         (["--steps", "0"], "--steps 0"),
+        (["--contexts", "2"], "--contexts is at least 3 and --noises at least 2"),
+        (["--noises", "1"], "--contexts is at least 3 and --noises at least 2"),
+        (["--long", "50"], "--long 50: at least 100"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--margin", "nan"], "--margin nan"),
     ):
         assert drift.main(["--workdir", str(world), *words]) == 2
         assert message in capsys.readouterr().err

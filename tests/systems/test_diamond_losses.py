@@ -198,6 +198,68 @@ def test_reward_and_end():
     check_norms(gradient, "rew_end_model", g["grad_names"], g["grad_norm_by_name"], 5e-5)
 
 
+class Told:
+    """A network of rewards and ends whose answers are given; it keeps what it was shown."""
+
+    def __init__(self, of_rew, of_end):
+        self.answers = of_rew, of_end
+
+    def apply(self, variables, obs, act, following):
+        self.shown = obs, act, following
+        return *self.answers, None
+
+
+def test_reward_and_end_by_hand():
+    """One segment of three transitions: a reward of -4, a death, and one that is padding."""
+    of_rew, of_end = (
+        jnp.log(jnp.array([[[8, 1, 1], [5, 4, 1], [1, 1, 8]]]) / 10),
+        jnp.zeros((1, 3, 2)),
+    )
+    net = Told(of_rew, of_end.at[0, 1].set(jnp.log(jnp.array([0.75, 0.25]))))
+    obs = jnp.arange(4.0).reshape(1, 4, 1, 1, 1) * jnp.ones((1, 4, 1, 1, 3))
+    batch = {
+        "obs": obs,
+        "act": jnp.array([[3, 4, 5, 6]]),
+        "rew": jnp.array([[-4.0, 0.0, 7.0, 7.0]]),
+        "end": jnp.array([[0, 1, 0, 0]]),
+        "mask": jnp.array([[True, True, False, True]]),
+        "final_observation": jnp.full((1, 1, 1, 3), 9.0),
+    }
+    run = jax.jit(lambda batch: (losses.reward_end_loss(net, {}, batch), net.shown))
+    (total, metrics), shown = run(batch)
+    near(metrics["loss_rew"], -(np.log(0.8) + np.log(0.4)) / 2, 1e-6)
+    near(metrics["loss_end"], -(np.log(0.5) + np.log(0.25)) / 2, 1e-6)
+    near(total, metrics["loss_rew"] + metrics["loss_end"], 1e-6)
+    # Truths: -1 seen as -1, 0 seen as -1; alive seen as alive, dead seen as alive.
+    assert metrics["confusion_rew"].tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 0]]
+    assert metrics["confusion_end"].tolist() == [[1, 0], [1, 0]]
+    before, act, following = (np.asarray(a) for a in shown)
+    assert before[0, :, 0, 0, 0].tolist() == [0, 1, 2] and act.tolist() == [[3, 4, 5]]
+    assert following[0, :, 0, 0, 0].tolist() == [1, 9, 3]  # after the death its last frame
+
+
+def test_the_second_step_goes_on_from_the_first_one_s_frame():
+    """Also where what is noised is made of the frame before: that is the network's own then."""
+    zero = lambda variables, x, *_: jnp.zeros_like(x)
+    denoiser = Denoiser(type("Net", (), {"apply": staticmethod(zero)}), sigma_offset=0.0)
+    batch = {
+        "obs": jax.random.uniform(jax.random.key(0), (2, 6, 1, 1, 3)),
+        "mask": jnp.ones((2, 6)),
+    }
+    none = losses.Draws(jnp.full(2, -9.0), jnp.zeros((2, 1, 1, 3)), jnp.zeros((2, 1, 1, 3)))
+    for objective in ("next", "noised_prev"):
+        run = jax.jit(
+            lambda batch, none, objective=objective: losses.denoiser_loss(
+                denoiser, {}, batch, lambda _: none, objective=objective, trace=True
+            )
+        )
+        total, (first, second) = run(batch, none)
+        near(total, (first.loss + second.loss) / 2, 1e-6)
+        np.testing.assert_array_equal(second.past[..., -3:], first.denoised)
+        want = batch["obs"][:, 5] if objective == "next" else first.denoised
+        np.testing.assert_allclose(second.noisy, want, atol=1e-6)
+
+
 def test_returns():
     g = load("rl_losses")
     for name, gamma, lam in (

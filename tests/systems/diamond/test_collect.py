@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffjax.errors import UserError
-from diffjax.systems.diamond import collect, games
+from diffjax.systems.diamond import collect, games, held_out
 from diffjax.systems.diamond.games.seats import Games, Step
 from diffjax.systems.diamond.rollout import categorical
 
@@ -133,6 +133,17 @@ def test_games_are_scored_whatever_is_played_beside_them():
         together = collect.play_games(seats, counting, zero(3), 5, seed=1)
     assert alone == together and [p.game for p in alone] == [0, 1, 2, 3, 4]
     assert all(p.length > 10 and p.score <= 1000 for p in alone)
+
+
+def test_held_out_games_have_the_same_scores():
+    with Games(BALL, 2, seed=2) as seats:
+        want = collect.play_games(seats, counting, zero(2), 3, seed=1)
+    with Games(BALL, 2, seed=2) as seats:
+        found, recorded = held_out.play(seats, counting, zero(2), 3, seed=1, keep=15)
+    assert found == want
+    assert [len(e.act) for e in recorded] == [min(15, game.length) for game in want]
+    for episode, game in zip(recorded, want, strict=True):
+        assert episode.end[-1] == (game.length <= 15) == (episode.final is not None)
 
 
 @pytest.mark.parametrize(

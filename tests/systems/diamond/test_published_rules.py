@@ -2,11 +2,14 @@
 
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffjax.run import cli
-from diffjax.systems.diamond import batches, held_out, optimizers, segments, settings
+from diffjax.systems.diamond import batches, forecast, held_out, optimizers, segments, settings
+from diffjax.systems.diamond.denoiser import Denoiser
 from diffjax.systems.diamond.imagination import Learning
 from diffjax.systems.diamond.sampling import Sampler
 
@@ -153,3 +156,23 @@ def test_starts_are_cut_up_to_the_last_frame():
     np.testing.assert_array_equal(found["starts_obs"][:, 0, 0, 0, 0], [0, 1, 2])
     assert found["starts_obs"][-1, :, 0, 0, 0].tolist() == [2, 3, 4, 5, 6]  # the final frame too
     assert found["starts_act"][-1].tolist() == [2, 3, 4, 5, 0]
+
+
+# ---- a policy in an imagined world ---------------------------------------------------------------
+
+
+def test_a_policy_sees_each_frame_once():
+    """Its memory counts the frames that it saw, and says which action is certain."""
+    net = type("Net", (), {"apply": staticmethod(lambda variables, x, *_: 0 * x)})
+    policy = lambda frames, seen: (
+        jnp.log(jax.nn.one_hot(seen % 3, 3)),
+        jnp.zeros(len(seen)),
+        seen + 1,
+    )
+    found = forecast.improvise(
+        *(Denoiser(net), Sampler(steps=1), policy, {}, jnp.zeros((2, 4, 1, 1, 3))),
+        *(jnp.zeros((2, 3), int), jax.random.split(jax.random.key(0), 2), 5),
+        memory=jnp.array([0, 1]),
+    )
+    # Three real frames before the first that is acted on.
+    assert found.act.tolist() == [[0, 1, 2, 0, 1], [1, 2, 0, 1, 2]]
