@@ -123,8 +123,8 @@ def test_scanned_and_rematerialised_are_the_same(modulation, shared_from):
 
 
 def test_a_new_network_is_silent_and_its_blocks_are_the_identity():
-    net, shapes, inputs = small(scan=False)
-    tapped = net.clone(taps=(1, 2))
+    net, shapes, inputs = small(depth=1, last_text_pre_only=False)
+    tapped = net.clone(taps=(1,))
     wanted = jax.eval_shape(tapped.init, jax.random.key(0), *inputs)["params"]
     assert sorted(set(shapes) - set(wanted)) == ["final"]
 
@@ -135,10 +135,9 @@ def test_a_new_network_is_silent_and_its_blocks_are_the_identity():
         out = net.apply({"params": params}, *inputs)
         return out, tapped.apply({"params": backbone}, *inputs), params["patch_in"]
 
-    out, (first, last), embed = run(jax.random.key(0))
+    out, (tokens,), embed = run(jax.random.key(0))
     assert not np.any(out)
-    np.testing.assert_array_equal(first, last)
-    near(last, mmdit.patches(inputs[0], 1, 2)[0] @ embed["kernel"] + embed["bias"], 1e-5)
+    near(tokens, mmdit.patches(inputs[0], 1, 2)[0] @ embed["kernel"] + embed["bias"], 1e-5)
 
 
 def test_what_it_listens_to():
@@ -194,6 +193,7 @@ def test_masked_text_does_not_count():
     assert np.abs(want[1] - run(g["x"], g["t"], g["text"])[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_close():
     g = load("tiny_model")
     net, params, _ = tiny()
