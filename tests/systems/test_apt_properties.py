@@ -190,6 +190,7 @@ def test_losses_of_the_distillation():
 
 BASES = {
     "flow": (processes.flow(), 1.0),
+    "shifted": (processes.flow(3.0), 1.0),
     "edm": (processes.edm(), 80.0),
     "vp": (processes.vp(), 1.0),
     "discrete": (processes.discrete(processes.linear_betas(1000)), 1000),
