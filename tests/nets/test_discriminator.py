@@ -73,7 +73,8 @@ def read():
 
 
 def test_a_new_read_out_says_nothing_and_learns(read):
-    net, _, tokens = read
+    net, _, (tokens, _) = read
+    tokens = [tokens]
 
     @jax.jit
     def logits_and_gradient(key):
@@ -101,6 +102,7 @@ def test_order_and_padding_of_tokens_do_not_count(read):
     near(run([padded[0], tokens[1]], [mask, None]), want, 1e-6)
 
 
+@pytest.mark.slow
 def test_a_logit_for_each_frame(read):
     net, params, tokens = read
     frames = jax.jit(net.clone(frames=3).apply)({"params": params}, tokens)

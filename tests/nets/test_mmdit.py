@@ -123,8 +123,8 @@ def test_scanned_and_rematerialised_are_the_same(modulation, shared_from):
 
 
 def test_a_new_network_is_silent_and_its_blocks_are_the_identity():
-    net, shapes, inputs = small(scan=False)
-    tapped = net.clone(taps=(1, 2))
+    net, shapes, inputs = small(depth=1, last_text_pre_only=False)
+    tapped = net.clone(taps=(1,))
     wanted = jax.eval_shape(tapped.init, jax.random.key(0), *inputs)["params"]
     assert sorted(set(shapes) - set(wanted)) == ["final"]
 
@@ -135,10 +135,9 @@ def test_a_new_network_is_silent_and_its_blocks_are_the_identity():
         out = net.apply({"params": params}, *inputs)
         return out, tapped.apply({"params": backbone}, *inputs), params["patch_in"]
 
-    out, (first, last), embed = run(jax.random.key(0))
+    out, (tokens,), embed = run(jax.random.key(0))
     assert not np.any(out)
-    np.testing.assert_array_equal(first, last)
-    near(last, mmdit.patches(inputs[0], 1, 2)[0] @ embed["kernel"] + embed["bias"], 1e-5)
+    near(tokens, mmdit.patches(inputs[0], 1, 2)[0] @ embed["kernel"] + embed["bias"], 1e-5)
 
 
 def test_what_it_listens_to():
@@ -163,7 +162,7 @@ def test_a_picture_is_a_film_of_one_frame_and_no_label_is_no_class():
     net, shapes, (x, t, label) = small()
     run = jax.jit(functools.partial(net.apply, {"params": params_by_rule(shapes)[0]}))
     np.testing.assert_allclose(run(x[:, :1], t, label)[:, 0], run(x[:, 0], t, label), atol=1e-6)
-    np.testing.assert_array_equal(run(x, t, None), run(x, t, np.full(3, 3, np.int32)))
+    near(run(x, t, None), run(x, t, np.full(3, 3, np.int32)), 1e-6)
 
 
 def test_text_tokens_with_their_positions_may_change_places():
@@ -194,6 +193,7 @@ def test_masked_text_does_not_count():
     assert np.abs(want[1] - run(g["x"], g["t"], g["text"])[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_close():
     g = load("tiny_model")
     net, params, _ = tiny()

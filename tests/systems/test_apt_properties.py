@@ -190,6 +190,7 @@ def test_losses_of_the_distillation():
 
 BASES = {
     "flow": (processes.flow(), 1.0),
+    "shifted": (processes.flow(3.0), 1.0),
     "edm": (processes.edm(), 80.0),
     "vp": (processes.vp(), 1.0),
     "discrete": (processes.discrete(processes.linear_betas(1000)), 1000),
@@ -399,6 +400,40 @@ def test_slices_change_rounding_only(family):
     for name, value in metrics.items():
         np.testing.assert_allclose(seen[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
     close(got.params, want.params)
+
+
+@pytest.mark.parametrize(
+    ("family", "mode", "passes"),
+    [*(("non_saturating", mode, 15) for mode in losses.MODES), ("relativistic", "jvp", 19)],
+)
+def test_a_step_computes_what_it_needs_and_no_more(family, mode, passes):
+    # In forward passes F of G and of D, which cost the same here; a backward pass to weights and
+    # inputs is 2 F. D's step F + 3 x 3 F, G's 3 F + 2 F: with D's weights frozen; with pairs and R2
+    # 13 F and 6 F. The exact penalty is no dearer, as it goes through x by reverse mode.
+    layers, width = 12, 128
+
+    def chain(p, x):
+        for w in p:
+            x = jnp.maximum(x @ w, 0)
+        return x
+
+    generate = lambda p, z, cond: chain(p, z)
+    discriminate = lambda p, x, t, cond: chain(p, x).sum(-1)
+    struct = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    weights, x = [struct(width, width)] * layers, struct(64, width)
+    settings = Settings(family=family, r2=family == "relativistic", mode=mode)
+    state = jax.eval_shape(lambda w: alternation.create(w, w, settings), weights)
+    given = jax.eval_shape(lambda: jax.random.key(0)), struct(64).update(dtype=jnp.int32), x, None
+    for_d, for_g = (
+        jax.eval_shape(functools.partial(draw, settings=settings), *given)
+        for draw in (alternation.draw_d, alternation.draw_g)
+    )
+    step = alternation.alternation(generate, discriminate, settings)
+    lowered = jax.jit(step).lower(state, for_d, for_g, 1e-3)
+    flops = lowered.compile().cost_analysis()["flops"]
+    forward = layers * 2 * 64 * width**2
+    print(f"{flops / forward:.2f} forward passes")
+    assert abs(flops / forward / passes - 1) < 0.1
 
 
 @pytest.mark.slow

@@ -64,14 +64,15 @@ def velocity(process: Process, denoise: Callable, lowest: float = 1e-4) -> Calla
       lowest: times below are taken for this one, as nobody is trained at 0.
 
     Returns:
-      a function (x, t) -> x's shape; t broadcasts against x. At t = 1 the ratio is infinite: only
-      the process flow goes so far, and it is asked as it is.
+      a function (x, t) -> x's shape; t broadcasts against x. At t = 1 the ratio is infinite: the
+      process flow is asked as it is, any other a little below.
     """
 
     def v(x, t):
         t = jnp.maximum(jnp.asarray(t, x.dtype), lowest)
         if process.name == "flow":
             return (x - denoise(x, t)) / t
+        t = jnp.minimum(t, 1 - 1e-6)
         level = process.at(process.t_of(t / (1 - t))).cast(x.dtype)
         # x = (1 - t)(x0 + r n), and the base's is alpha (x0 + r n).
         return (x - denoise(level.alpha / (1 - t) * x, level.t)) / t
