@@ -294,7 +294,7 @@ GOLDEN_RUNS = {
 }
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", GOLDEN_RUNS)
 def test_two_alternations(name, parts):
     g = load("alternation")

@@ -390,9 +390,8 @@ def close(a, b, share=1.0):
         assert np.mean(np.abs(one - other) < 1e-6) >= share
 
 
-@pytest.mark.parametrize("family", losses.FAMILIES)
-def test_slices_change_rounding_only(family):
-    settings = Settings(sigma=0.1, family=family, r2=family == "relativistic")
+def test_slices_change_rounding_only():
+    settings = Settings(sigma=0.1, family="relativistic", r2=True)
     step, state, *given = game(perceptron, settings)
     want, metrics = step(state, *given, 1e-3)
     got, seen = game(perceptron, dataclasses.replace(settings, parts=4))[0](state, *given, 1e-3)
@@ -404,7 +403,12 @@ def test_slices_change_rounding_only(family):
 
 @pytest.mark.parametrize(
     ("family", "mode", "passes"),
-    [*(("non_saturating", mode, 15) for mode in losses.MODES), ("relativistic", "jvp", 19)],
+    [
+        ("non_saturating", "jvp", 15),
+        pytest.param("non_saturating", "fd", 15, marks=pytest.mark.slow),
+        pytest.param("non_saturating", "exact", 15, marks=pytest.mark.slow),
+        pytest.param("relativistic", "jvp", 19, marks=pytest.mark.slow),
+    ],
 )
 def test_a_step_computes_what_it_needs_and_no_more(family, mode, passes):
     # In forward passes F of G and of D, which cost the same here; a backward pass to weights and
