@@ -83,6 +83,8 @@ def main(argv: list[str]) -> int:
         if config.get("system") == "diamond":
             from diffjax.systems.diamond import importing as agents
 
+            if args.prefix:
+                raise UserError(f"{file}: --prefix is of EDM's and relay's state dicts")
             config, assets, params = agents.run_of(file, config)
         else:
             config, assets, params = from_weights(file, config, args.prefix)

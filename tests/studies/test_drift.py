@@ -216,6 +216,18 @@ def test_the_numbers_of_an_arm():
     assert found["floors"]["end"] == pytest.approx(0.15, rel=0.7)
 
 
+def test_an_episode_may_be_just_as_long_as_is_wanted(tmp_path):
+    for i in range(8):
+        obs = np.full((14, 8, 8, 3), i, np.uint8)
+        np.savez(tmp_path / f"{i}.npz", obs=obs, act=np.arange(14), rew=np.zeros(14))
+    parts = SimpleNamespace(past=4, frame=(8, 8, 3), actions=14)
+    found = drift.open_windows(str(tmp_path), SimpleNamespace(parts=parts), 10, 100)
+    assert found["obs"][:, 13, 0, 0, 0].tolist() == list(range(8))
+    assert found["act"][7].tolist() == list(range(14))
+    with pytest.raises(UserError, match="fewer than 8 recorded"):
+        drift.open_windows(str(tmp_path), SimpleNamespace(parts=parts), 11, 100)
+
+
 # ---- the command ---------------------------------------------------------------------------------
 
 

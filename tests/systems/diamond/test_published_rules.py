@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from diffjax.run import cli
-from diffjax.systems.diamond import batches, forecast, held_out, optimizers, segments, settings
+from diffjax.run import mesh as meshes
+from diffjax.systems.diamond import (
+    batches,
+    forecast,
+    held_out,
+    learning,
+    optimizers,
+    segments,
+    settings,
+    state,
+)
 from diffjax.systems.diamond.denoiser import Denoiser
 from diffjax.systems.diamond.imagination import Learning
 from diffjax.systems.diamond.sampling import Sampler
@@ -176,3 +186,60 @@ def test_a_policy_sees_each_frame_once():
     )
     # Three real frames before the first that is acted on.
     assert found.act.tolist() == [[0, 1, 2, 0, 1], [1, 2, 0, 1, 2]]
+
+
+# ---- what an update is given ---------------------------------------------------------------------
+
+
+def test_no_two_networks_draw_from_the_same_keys():
+    keys = [state.base_key(seed, name) for seed in (0, 1) for name in settings.GROUPS]
+    numbers = {tuple(jax.random.key_data(key).tolist()) for key in (*keys, jax.random.key(0))}
+    assert len(numbers) == 7  # the parameters' is none of them either
+
+
+def test_what_is_not_there_is_grey_in_the_model_of_rewards():
+    """Padding, and the last frame of an episode that has none; level 0 would be black."""
+    shown = {}
+
+    def apply(variables, obs, act, following):
+        shown.update(obs=obs, following=following)
+        return jnp.zeros((*act.shape, 3)), jnp.zeros((*act.shape, 2)), None
+
+    parts = SimpleNamespace(reward_end=SimpleNamespace(apply=apply))
+    batch = {
+        "obs": np.array([0, 255, 255, 0], np.uint8)[None, :, None, None, None],
+        "act": np.zeros((1, 4), int),
+        "rew": np.zeros((1, 4), np.float32),
+        "end": np.array([[0, 0, 1, 0]]),
+        "mask": np.array([[False, True, True, False]]),
+        "final": np.zeros((1, 1, 1, 1), np.uint8),
+    }
+    for known, last in ((True, -1), (False, 0)):
+        state.loss_of(parts, "rew_end_model", None)(
+            {}, {**batch, "has_final": np.array([known])}, None
+        )
+        assert shown["obs"].ravel().tolist() == [0, 1, 1]
+        assert shown["following"].ravel().tolist() == [1, 1, last]
+
+
+def test_each_block_of_starts_is_of_other_batches():
+    asked = []
+
+    class Source:
+        def stack(self, first, count, names):
+            asked.append(range(first, first + count))
+            mask = np.array([[[False, True]]])
+            return {"obs": np.zeros((1, 1, 2, 1, 1, 3), np.uint8), "act": mask * 1, "mask": mask}
+
+    imagination = SimpleNamespace(preload=lambda params, obs, act: (obs, act))
+    made = learning.Learner(
+        SimpleNamespace(
+            config=SimpleNamespace(imagination=SimpleNamespace(preload=5)),
+            parts=SimpleNamespace(imagination=imagination),
+            state=SimpleNamespace(params={"rew_end_model": jnp.zeros(())}),
+            mesh=meshes.make_mesh(meshes.LOCAL),
+        )
+    )
+    obs, _ = [made._load(Source(), block) for block in range(3)][-1]
+    assert [list(some) for some in asked] == [[*range(5)], [*range(5, 10)], [*range(10, 15)]]
+    assert obs.ravel().tolist() == 3 * [128] + 3 * [0]
