@@ -260,7 +260,7 @@ def test_each_block_of_starts_is_of_other_batches():
     assert obs.ravel().tolist() == 3 * [128] + 3 * [0]
 
 
-def test_worlds_live_on_from_epoch_to_epoch():
+def test_worlds_live_on_from_epoch_to_epoch(monkeypatch):
     """New starts come in their stead only where they end: their frames and memories stay."""
     ones, whole = jnp.ones((2, 3)), lambda i: jnp.int32(i)
     world = World(ones, ones, (ones, ones), ones, whole(7))
@@ -281,3 +281,11 @@ def test_worlds_live_on_from_epoch_to_epoch():
     assert (int(after.world.cursor), int(after.block)) == (0, 0)
     want = begun._replace(world=world._replace(cursor=whole(0)), block=whole(0))
     jax.tree.map(np.testing.assert_array_equal, after, want)
+
+    # Before the first update of all there are none that could.
+    first = begun._replace(counts={"actor_critic": whole(0)})
+    session.state, session.parts, session.shardings = first, None, None
+    seated = lambda parts, state, starts: state._replace(seat=5 * ones)
+    monkeypatch.setattr(state, "begin_worlds", seated)
+    made._bring_starts(None, 1)
+    np.testing.assert_array_equal(session.state.seat, 5 * ones)
