@@ -20,7 +20,7 @@ from diffjax.systems.diamond import (
     state,
 )
 from diffjax.systems.diamond.denoiser import Denoiser
-from diffjax.systems.diamond.imagination import Learning
+from diffjax.systems.diamond.imagination import Learning, World
 from diffjax.systems.diamond.sampling import Sampler
 
 # Alonso et al. 2024, config/trainer.yaml and config/agent/default.yaml of the released code.
@@ -82,6 +82,21 @@ def test_the_config_is_the_published_one(config, monkeypatch):
     assert (d.sigma_data, d.sigma_offset, d.quantiser) == (0.5, 0.3, "floor")
     assert settings.updates_of(config, "rew_end_model")(0) == 10_000
     assert settings.updates_of(config, "rew_end_model")(1) == 400
+
+
+def test_two_updates_by_hand():
+    """Of gradient 0 and then 1: the first has the learning rate 0, and only kernels decay."""
+    params = {"kernel": jnp.float32(4.0), "bias": jnp.float32(4.0), "embedding": jnp.float32(4.0)}
+    tx = optimizers.make(optimizers.Settings(learning_rate=0.1, weight_decay=0.5, warmup_steps=2))
+    opt_state = tx.init(params)
+    for gradient, rate in ((0.0, 0.0), (0.01, 0.05), (0.0, 0.1)):
+        given = dict.fromkeys(params, jnp.float32(gradient))
+        found, opt_state = tx.update(given, opt_state, params)
+        np.testing.assert_allclose(found["kernel"] - found["bias"], -rate * 0.5 * 4, atol=1e-6)
+        assert found["bias"] == found["embedding"]
+        if gradient:  # Adam: 0.1/(1 - 0.9^2) g over the root of 0.001/(1 - 0.999^2) g^2
+            want = -rate * (0.1 / 0.19) / np.sqrt(0.001 / (1 - 0.999**2))
+            np.testing.assert_allclose(found["bias"], want, rtol=1e-4)
 
 
 class Episodes(list):
@@ -234,7 +249,7 @@ def test_each_block_of_starts_is_of_other_batches():
     imagination = SimpleNamespace(preload=lambda params, obs, act: (obs, act))
     made = learning.Learner(
         SimpleNamespace(
-            config=SimpleNamespace(imagination=SimpleNamespace(preload=5)),
+            config=SimpleNamespace(updates_per_call=1, imagination=SimpleNamespace(preload=5)),
             parts=SimpleNamespace(imagination=imagination),
             state=SimpleNamespace(params={"rew_end_model": jnp.zeros(())}),
             mesh=meshes.make_mesh(meshes.LOCAL),
@@ -243,3 +258,34 @@ def test_each_block_of_starts_is_of_other_batches():
     obs, _ = [made._load(Source(), block) for block in range(3)][-1]
     assert [list(some) for some in asked] == [[*range(5)], [*range(5, 10)], [*range(10, 15)]]
     assert obs.ravel().tolist() == 3 * [128] + 3 * [0]
+
+
+def test_worlds_live_on_from_epoch_to_epoch(monkeypatch):
+    """New starts come in their stead only where they end: their frames and memories stay."""
+    ones, whole = jnp.ones((2, 3)), lambda i: jnp.int32(i)
+    world = World(ones, ones, (ones, ones), ones, whole(7))
+    begun = state.State(
+        whole(9), {"actor_critic": whole(3)}, {}, {}, world, ones, whole(2), whole(-1)
+    )
+    session = SimpleNamespace(
+        config=SimpleNamespace(updates_per_call=1),
+        state=begun,
+        position=SimpleNamespace(done=0),
+        mesh=meshes.make_mesh(meshes.LOCAL),
+    )
+    made = learning.Learner(session)
+    made._load = lambda source, block: f"block {block}"
+    made._bring_starts(None, 1)
+    assert made._starts == "block 0"
+    after = session.state
+    assert (int(after.world.cursor), int(after.block)) == (0, 0)
+    want = begun._replace(world=world._replace(cursor=whole(0)), block=whole(0))
+    jax.tree.map(np.testing.assert_array_equal, after, want)
+
+    # Before the first update of all there are none that could.
+    first = begun._replace(counts={"actor_critic": whole(0)})
+    session.state, session.parts, session.shardings = first, None, None
+    seated = lambda parts, state, starts: state._replace(seat=5 * ones)
+    monkeypatch.setattr(state, "begin_worlds", seated)
+    made._bring_starts(None, 1)
+    np.testing.assert_array_equal(session.state.seat, 5 * ones)

@@ -103,9 +103,10 @@ def test_how_much_is_added_at_once_changes_nothing(whole, tmp_path):
     assert_equal(play(tmp_path / "b", 120, piece=7), whole)
 
 
-@pytest.mark.parametrize("steps", [1, 37, 100, 120])
+@pytest.mark.parametrize("steps", [1, 37, 120, "an episode's first"])
 def test_a_replay_before_it_went_on(whole, tmp_path, steps):
     """What a run that goes on from an older checkpoint learns from."""
+    steps = whole.entries[3].where.first if isinstance(steps, str) else steps
     then, now = play(tmp_path / "then", steps), batches.Before(whole, steps)
     np.testing.assert_array_equal(now.lengths, then.lengths)
     for number, episode in enumerate(then):
