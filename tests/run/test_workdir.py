@@ -155,6 +155,7 @@ def test_weights_without_checkpoints_are_not_trained_over(tmp_path, trained, tin
     assert listing(copy) == before
 
 
+@pytest.mark.slow
 def test_time_may_end_a_run(tmp_path, tiny_config, capsys):
     # The budget is over after the first step; and stays over.
     argv = [*tiny_config, "--config.time_budget=0.001", "--workdir", str(tmp_path / "short")]

@@ -132,6 +132,7 @@ def test_the_reference_may_be_other_runs(real):
     assert "64 steps are enough" in good["answers"][0]
 
 
+@pytest.mark.slow
 def test_a_found_grid_is_better_than_an_even_one(real):
     system, mesh = gaussian(), meshes.make_mesh(meshes.LOCAL)
     request = Request(steps=48)

@@ -419,6 +419,7 @@ def test_a_run_without_worlds_is_not_played(trained, capsys):
     assert "makes no worlds" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_costs_are_told_without_a_run(words, tmp_path, capsys):
     flags = [*words(), "--workdir", str(tmp_path / "run"), "--dry_run"]
     assert train.main(flags) == 0

@@ -51,6 +51,7 @@ def make(make_config, *overrides, kind="ddpmpp"):
     return systems.make(config, {"data": ABOUT})
 
 
+@pytest.mark.slow
 def test_the_network_sees_what_its_augmentation_labels_say(probe, make_config, batch):
     # Next to no noise: what the network sees is the augmented picture times c_in = 1/sigma_data.
     quiet = ("diffusion.p_mean=-20.0", "diffusion.p_std=0.01", "diffusion.sigma_data=0.5")

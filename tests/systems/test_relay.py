@@ -135,6 +135,7 @@ def test_without_labels(affine, config_of, tiny_arrays, tmp_path):
     assert system.condition_like(start, source, np.arange(2)).tolist() == [0, 0]
 
 
+@pytest.mark.slow
 def test_convolutions_are_rounded_once(config_of, monkeypatch):
     config = config_of()
     with config.unlocked():

@@ -147,6 +147,7 @@ def test_a_parent_that_another_run_guides(chain, mesh, tmp_path):
     assert np.abs(images(by(3)) - alone).max() > 3
 
 
+@pytest.mark.slow
 def test_a_parent_without_classes(chain, mesh, config_of, tmp_path):
     about = {"data": {"image_shape": [4, 4, 3], "class_names": []}}
     first = run_of(tmp_path / "plain", config_of("relay_tiny_base"), about, 0)

@@ -103,6 +103,7 @@ def test_levels_and_weights(times, stratified, trained_at, batch):
     np.testing.assert_allclose(loss, error.mean(), rtol=2e-3 if times == "uniform" else 1e-4)
 
 
+@pytest.mark.slow
 def test_stratified_levels_belong_to_rows(trained_at, batch):
     """Of the batch's rows by number: slices, orders and devices see the same."""
     system, net = trained_at("lognormal", True)

@@ -225,6 +225,7 @@ def samples(out, tmp_path, *flags):
         return found["image"]
 
 
+@pytest.mark.slow
 def test_an_iddpm_snapshot(craft, by_rule, tmp_path):
     """The released code's D, and samples."""
     g, u = arrays("nets/net_adm_sigma"), arrays("core/precond")["iddpm_u"]
