@@ -100,7 +100,7 @@ def same(one, other):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at", [1, 6, 11, 16, 24])
+@pytest.mark.parametrize("at", [1, 11, 24])
 def test_a_signal_anywhere_changes_nothing(finished, words, tmp_path, monkeypatch, at):
     """In play, in each network's updates; and a signal again in what follows."""
     flags = [*words(), "--workdir", str(tmp_path / "run"), "--debug"]
@@ -144,7 +144,7 @@ def test_long_phases_are_saved_in_their_middle(finished, words, tmp_path, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at", [2, 5, 9, 14, 19, 23, 27])
+@pytest.mark.parametrize("at", [5, 9, 19, 27])
 def test_a_kill_anywhere_changes_nothing(finished, words, tmp_path, monkeypatch, at):
     """What was not saved is made again, the same; what was played is there once."""
     flags = [*words(), "--workdir", str(tmp_path / "run"), "--debug"]
