@@ -20,7 +20,6 @@ from tqdm import tqdm
 from diffjax.errors import choose, command
 from diffjax.run import cli
 from diffjax.systems.diamond import games
-from diffjax.systems.diamond.episodes import read_episode
 from diffjax.systems.diamond.segments import Episode
 
 FIRE, RIGHT, LEFT = 1, 2, 3
@@ -76,13 +75,13 @@ def record(args) -> None:
             random = np.random.default_rng([args.seed, number])
             obs, _ = game.reset(seed=int(random.integers(1 << 31)))
             rows, lives, over = [], 0, False
-            score = 0.0
+            score, size = 0.0, 0
             for _ in range(LONGEST):
                 act = hand(obs, follow, random)
                 after, rew, end, trunc, info = game.step(act)
                 lost = bool(info.get("life_loss", False)) and not held_out
                 rows.append((obs, act, rew, end or lost, trunc))
-                score, obs, over = score + rew, after, end or trunc
+                score, obs, over, size = score + rew, after, end or trunc, size + 1
                 if lost and not over:
                     write(args.out, held_out, number, lives, rows, after)
                     rows, lives = [], lives + 1
@@ -91,15 +90,10 @@ def record(args) -> None:
             if rows:
                 write(args.out, held_out, number, lives, rows, obs)
             scores.setdefault(follow, []).append(score)
-            size = len(rows) if held_out else game_length(args.out, number)
             played, number = played + size, number + 1
             bar.update(size)
     about = {f"follow {k}": {"games": len(v), "mean score": np.mean(v)} for k, v in scores.items()}
     print(json.dumps({"steps": played, **about}, indent=1))
-
-
-def game_length(out: Path, number: int) -> int:
-    return sum(len(read_episode(f)[0].act) for f in (out / "train").glob(f"{number:05d}_*.npz"))
 
 
 def write(out: Path, held_out: bool, number: int, life: int, rows: list, final) -> None:
