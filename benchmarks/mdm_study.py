@@ -2,7 +2,8 @@
 
     python benchmarks/mdm_study.py judge --data bandai_judge.npz --out FOLDER [--shuffle_frames]
     python benchmarks/mdm_study.py score --data bandai.npz --run RUN --out FOLDER [--num 2048]
-    python benchmarks/mdm_study.py seams --run LONG_RUN --data bandai.npz --out FOLDER [--ease 20]
+    python benchmarks/mdm_study.py seams --run LONG_RUN --data bandai.npz --out FOLDER
+        [--ease 20] [--blend 10]
 
 `judge` trains the classifier of content and style on takes that no generator sees, and tries it on
 the validation takes. `score` samples the run as the test clips are described and writes score.json
@@ -80,7 +81,7 @@ def collect(system, params, request, args, num: int, condition):
 
 def opened_run(args):
     system, _ = systems.load(args.run)
-    given = {"guidance": args.guidance, "ease": args.ease}
+    given = {name: getattr(args, name) for name in ("guidance", "ease", "blend")}
     given = {name: value for name, value in given.items() if value is not None}
     system = dataclasses.replace(system, request=dataclasses.replace(system.request, **given))
     params, which = sampling.load_params(system, args.run, meshes.make_mesh(meshes.LOCAL))
@@ -235,7 +236,7 @@ def seams(args) -> None:
     limit, found = float(np.percentile(real, 99)), np.concatenate(found)
     above = float(np.mean(found > limit))
     word = "holds" if above == 0 else "does not hold" if above > 0.02 else "undecided"
-    how = {"guidance": system.request.guidance, "ease": system.request.ease}
+    how = {name: getattr(system.request, name) for name in ("guidance", "ease", "blend")}
     about = {"weights": which, **how, "seams": len(found), "above": above, "MDM-8": word}
     about |= {"above_elsewhere": float(np.mean(np.concatenate(inside) > limit))}
     about |= {"largest": float(found.max()), "real_99": limit, "root_heights": heights}
@@ -265,6 +266,7 @@ def main(argv: list[str]) -> int:
     add("--shuffle_frames", action="store_true", help="judge: of clips whose frames are permuted")
     add("--guidance", type=float, help="score, seams: in place of the run's")
     add("--ease", type=int, help="seams: in place of the run's")
+    add("--blend", type=int, help="seams: in place of the run's")
     add("--name", default="", help="score, seams: of the JSON file, where there are several")
     add("--toy", action="store_true", help="everything small, to see that it runs")
     args = parser.parse(argv)

@@ -17,5 +17,5 @@ def get_config():
     config.diffusion.update(steps=10, context=20, predict=40)
     config.data.crop = 0
     config.loss.velocity = 1.0
-    config.sampling.update(guidance=2.5, ease=20, seconds=10.0)
+    config.sampling.update(guidance=2.5, ease=20, blend=10, seconds=10.0)
     return config

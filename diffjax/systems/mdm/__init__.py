@@ -169,8 +169,10 @@ def make(config, assets: dict | None = None) -> System:
                 )
         if free and request.cond:
             raise UserError(f"--cond {request.cond}: this model has no conditions")
-        if request.ease and not context:
-            raise UserError(f"--ease {request.ease}: this model goes on from no known frames")
+        for name in ("ease", "blend"):
+            if getattr(request, name) and not context:
+                told = f"--{name} {getattr(request, name)}"
+                raise UserError(f"{told}: this model goes on from no known frames")
         if context and request.edit:
             raise UserError("--edit: a model with a context goes on from frames and edits none")
 
@@ -288,7 +290,8 @@ def make(config, assets: dict | None = None) -> System:
             if conditioner.kind == "text":
                 now = jax.tree.map(lambda a: a[:, i * a.shape[1] // count], told)
             part = {**given, "mask": mask, "prefix": prefix}
-            return requests.solve(request, part_of(params, part, now, request, noise, i * draws))
+            new = requests.solve(request, part_of(params, part, now, request, noise, i * draws))
+            return requests.joined(prefix, new, request.blend, motions.places(body))
 
         return requests.autoregressive(predict, given["prefix"], count)[:, :frames]
 

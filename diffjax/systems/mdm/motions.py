@@ -275,6 +275,16 @@ def denormalised(x, body: Body):
     return statistics.denormalise(x, body.statistics)
 
 
+def places(body: Body) -> np.ndarray:
+    """bool [D]: the features that say where something is, not how fast it moves."""
+    found = np.ones(body.size, bool)
+    if body.kind == "features":
+        blocks = features.channels(len(body.skeleton))
+        for name in ("yaw", "velocity", "velocities", "contacts"):
+            found[blocks[name]] = False
+    return found
+
+
 def mask_of(length, frames: int):
     """bool [..., frames]: True in the first `length` [...]."""
     xp = jnp if not isinstance(length, np.ndarray) else np

@@ -33,6 +33,9 @@ class Request:
     ease: int = field(
         0, "frames over which guidance grows from 0, after the known ones (models with a context)"
     )
+    blend: int = field(
+        0, "frames over which a jump after the known ones is spread (models with a context)"
+    )
     sampler: str = field("ancestral", "ancestral, ancestral_large, ddim, dpmpp, dpmpp_sde or unipc")
     steps: int = field(0, "sampler steps; 0: all that the network was trained with")
     grid: str = field(
@@ -72,6 +75,7 @@ def check(request: Request, steps: int) -> None:
         "frames": (0, LONGEST),
         "guidance": (-1e4, 1e4),
         "ease": (0, LONGEST),
+        "blend": (0, LONGEST),
         "steps": (0, steps),
         "eta": (0.0, 1.0),
     }
@@ -183,6 +187,28 @@ def problem_of(denoise: Callable, process, grid, noise, first=0, mask=None) -> P
 def solve(request: Request, problem: Problem, trace: bool = False):
     """Returns x0 of the sampler that the request names; with `trace` (x0, `samplers.Trace`)."""
     return SAMPLERS[request.sampler](*problem.arguments, eta=request.eta, trace=trace)
+
+
+def joined(prefix, new, blend: int, places):
+    """Returns a prediction without its jump at the seam: [B, P, D].
+
+    Inertialisation (Bollo 2018). The first predicted frame is put where the motion would be after
+    a step as large as the mean of those before and after the seam, and what it was moved by fades
+    with half a cosine over `blend` frames.
+
+    Args:
+      prefix: [B, C, D] with C > 1, the frames before.
+      new: [B, P, D] with P > 1.
+      blend: frames; 0 changes nothing.
+      places: bool [D], the channels that say where something is. Those that say how fast are kept.
+    """
+    if not blend:
+        return new
+    before, last = prefix[:, -2], prefix[:, -1]
+    step = 0.5 * ((last - before) + (new[:, 1] - new[:, 0]))
+    jump = jnp.where(places, new[:, 0] - last - step, 0)
+    fade = 0.5 + 0.5 * np.cos(np.pi * np.minimum(1.0, np.arange(new.shape[1]) / blend))
+    return new - jnp.asarray(fade[:, None], new.dtype) * jump[:, None]
 
 
 def autoregressive(predict: Callable, prefix, count: int):
