@@ -1,5 +1,6 @@
 """DIAMOND's outer loop: end to end, interrupted anywhere, on recordings, and what it refuses."""
 
+import json
 import os
 import shutil
 import signal
@@ -83,6 +84,17 @@ def test_a_finished_run_is_left_as_it_is(finished, words):
     after = trees.load(finished / sampling.WEIGHTS), diamond_runs.metrics(finished)
     jax.tree.map(np.testing.assert_array_equal, before[0], after[0])
     assert before[1] == after[1]
+
+
+def test_a_run_from_before_the_limits_goes_on(finished, words, tmp_path):
+    """Its config has none of the fields that came later."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    for name in ("collection", "evaluation"):
+        del config[name]["limit"]
+    (workdir / "config.json").write_text(json.dumps(config))
+    assert train.main([*words(), "--workdir", str(workdir)]) == 0
 
 
 def same(one, other):
@@ -322,6 +334,7 @@ REFUSED = {
     "config.imagination.steps 100000000": {"imagination__steps": 10**8},
     "config.imagination.rho 0.0": {"imagination__rho": 0.0},
     "config.actor_critic.rollout 0": {"actor_critic__rollout": 0},
+    "config.evaluation.limit 0": {"evaluation__limit": 0},
     "config.denoiser.depths 1000000": {"denoiser__depths": "(1000000,)"},
     "config.sample_weights ()": {"sample_weights": "()"},
     "config.collection.first_most is below": {"collection__first_most": 10},

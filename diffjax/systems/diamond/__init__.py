@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.errors import UserError
-from diffjax.run import clips
+from diffjax.run import cli, clips
 from diffjax.run.system import System
 from diffjax.systems.diamond import experience as experiences
 from diffjax.systems.diamond import fit as fitting
@@ -34,6 +34,7 @@ def make(config, assets: dict | None = None) -> System:
     Raises:
       UserError: where game, recordings or fields cannot be used.
     """
+    config = cli.with_defaults(config, settings.OPTIONAL)
     settings.check(config)
     experience = experiences.open_experience(config) if assets is None else None
     # Kept, not copied: what training records to begin from is added to it.
@@ -104,6 +105,7 @@ def make(config, assets: dict | None = None) -> System:
         suffixes=(".mp4",),
         count=lambda request: len(recorded()["obs"]),
         assets=assets,
+        optional=settings.OPTIONAL,
         denoiser=lambda params, x, sigma, frames, act: parts.denoiser(
             params["denoiser"], x, sigma, frames, act
         ),

@@ -9,6 +9,7 @@ import pytest
 
 import sample
 import train
+from diffjax.systems.diamond.replay import Replay
 
 
 @pytest.mark.slow
@@ -30,3 +31,32 @@ def test_the_documented_game_is_learnt_and_imagined(root, tmp_path, monkeypatch)
         frames = arrays["real"].reshape(-1, 8, 8, 3)
     # A dot on grey: the left column has nothing, the middle has it.
     assert (frames[:, :, 0] == 30).all() and (frames[:, :, 3].max((1, 2)) > 40).all()
+
+
+ENDLESS = """
+import numpy as np
+
+class Endless:
+    num_actions = 2
+
+    def reset(self, seed=None):
+        self.steps = 0
+        return np.zeros((8, 8, 3), np.uint8), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.full((8, 8, 3), self.steps % 256, np.uint8), 1.0, False, False, {}
+"""
+
+
+@pytest.mark.slow
+def test_a_game_that_never_ends_is_played_to_its_limit(root, tmp_path, monkeypatch):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    monkeypatch.syspath_prepend(tmp_path)
+    workdir, limits = tmp_path / "run", {"collection__limit": 15, "evaluation__limit": 9}
+    words = diamond_runs.words(root, game="endless:Endless", epochs=1, **limits)
+    assert train.main([*words, "--workdir", str(workdir), "--debug"]) == 0
+    (last,) = (record for record in diamond_runs.metrics(workdir) if "final" in record)
+    assert (last["score_mean"], last["game_steps"], last["games_cut"]) == (9.0, 9.0, 2)
+    lengths = Replay(workdir / "replay", 2, writable=False).lengths
+    assert sorted(lengths) == [5, 5, 15, 15]  # 20 steps in each of two seats
