@@ -399,6 +399,27 @@ def test_requests_that_are_refused(message, finished, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("out", ["x.gif", "x.mp4", "folder", None])
+def test_clips_that_are_too_long_are_refused_before_they_are_made(
+    out, finished, tmp_path, capsys, monkeypatch
+):
+    def late(*_, **__):
+        raise AssertionError("it has begun")
+
+    for name in ("load_params", "collect"):
+        monkeypatch.setattr(sampling, name, late)
+    words = ["--workdir", str(finished), "--policy", "agent", "--horizon", "19997"]
+    words += [] if out is None else ["--out", str(tmp_path / out)]
+    assert sample.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--horizon 19997: a clip has at most 20000 frames" in line and ".npz" in line
+    with pytest.raises(AssertionError, match="it has begun"):  # arrays are as long as they are
+        sample.main([*words, "--out", str(tmp_path / "x.npz")])
+    words[-1 if out is None else -3] = "19996"
+    with pytest.raises(AssertionError, match="it has begun"):
+        sample.main(words)
+
+
 @pytest.mark.slow
 def test_policy_of_a_run_without_one(recorded, capsys):
     assert sample.main(["--workdir", str(recorded[0]), "--policy", "agent"]) == 2

@@ -76,6 +76,13 @@ def make(config, assets: dict | None = None) -> System:
             out |= forecast.judged(*model, frames, act, keys, past)._asdict()
         return out
 
+    def showable(request: Request) -> None:
+        if past + request.horizon > clips.MAX_FRAMES:
+            raise UserError(
+                f"--horizon {request.horizon}: a clip has at most {clips.MAX_FRAMES} frames, "
+                f"{past} real ones with them; --out NAME.npz takes as many as there are"
+            )
+
     def show(outputs: dict, path: Path) -> None:
         names = [name for name in ("real", "imagined") if name in outputs]
         frames = clips.stacked({name: np.asarray(outputs[name]) for name in names})
@@ -98,6 +105,7 @@ def make(config, assets: dict | None = None) -> System:
         sample=sample,
         data=_not_scored,
         show=show,
+        showable=showable,
         write=write,
         evaluate=_not_scored,
         open=_not_scored,
