@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from diffjax import systems
-from diffjax.run import cli, mesh, sampling
-from diffjax.run.system import save_assets
+from diffjax.run import mesh, sampling
 from diffjax.weights import trees
 
 STEPS = 150  # more than are played while the test looks
@@ -22,13 +21,10 @@ RIGHT, ARROW, R = 2, 39, 82  # the action; keys by their numbers
 @pytest.fixture(scope="module")
 def run(root, tmp_path_factory):
     """A run directory whose networks have weights at random: what is done then shows at once."""
-    workdir = tmp_path_factory.mktemp("played") / "run"
     config = diamond_runs.config_of(root, learn="denoiser")
-    assets = diamond_runs.assets_of(config)
-    assets["data"]["keys"] = {"": 0, "ArrowRight": RIGHT}
-    save_assets(assets, workdir)
-    (workdir / "config.json").write_text(cli.config_json(config))
-    shapes = systems.make(config, assets).init(jax.random.key(0))
+    keys = {"": 0, "ArrowRight": RIGHT}
+    workdir = diamond_runs.blank(config, tmp_path_factory.mktemp("played") / "run", keys=keys)
+    shapes = systems.load(workdir)[0].init(jax.random.key(0))
     random = np.random.default_rng(0)
     draw = lambda a: random.normal(0, 0.2, a.shape).astype(np.float32)
     weights = jax.tree.map(draw, dict(shapes))
