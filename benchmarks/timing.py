@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from diffjax.run import cli
+from diffjax.run import cli, dry_run
 
 
 def compiled(function, *arguments):
@@ -16,10 +16,8 @@ def compiled(function, *arguments):
     begin = time.perf_counter()
     program = function.lower(*arguments).compile()
     seconds = time.perf_counter() - begin
-    memory = program.memory_analysis()
-    size = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    size += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    return program, round(seconds, 1), round(size / 2**30, 2)
+    memory = dry_run.peak(program.memory_analysis())
+    return program, round(seconds, 1), round(memory / 2**30, 2)
 
 
 def synchronised(call, repeats: int) -> float:
