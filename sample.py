@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     grid = mesh.make_mesh(mesh.LOCAL)
     sampling.check_seed(args.seed)
     out = Path(args.out) if args.out else sampling.place_for(system, workdir, args.seed)
-    sampling.check_out(system, out)
+    sampling.check_out(system, out, None if args.play else request)
     params, which = sampling.load_params(
         system, workdir, grid, ema=args.ema, step=args.step, request=request
     )

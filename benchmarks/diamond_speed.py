@@ -10,16 +10,15 @@ of 32 segments (two passes of the network). Random frames. XLA_FLAGS are taken f
 told. Prints one JSON line.
 """
 
-import json
 import os
 import sys
-import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from edm_speed import compiled, record, synchronised
+import timing
+from timing import compiled, in_flight, record, synchronised
 
 from diffjax.errors import command
 from diffjax.run import cli
@@ -66,11 +65,13 @@ def frame(config, count: int, repeats: int, profile: str) -> dict:
     program, seconds, memory = compiled(jax.jit(following), params, past, act, keys)
     median = synchronised(lambda: program(params, past, act, keys), repeats)
     record(profile, lambda: program(params, past, act, keys))
-    begin = time.perf_counter()
-    for _ in range(repeats):
+
+    def fed():
+        nonlocal past
         past = program(params, past, act, keys)
-    jax.block_until_ready(past)
-    flight = (time.perf_counter() - begin) / repeats
+        return past
+
+    flight = in_flight(fed, repeats)
     rate = count / median
     return {
         "frames_per_second": round(rate, 1), "in_flight": round(count / flight, 1),
@@ -133,11 +134,7 @@ def train(config, repeats: int) -> dict:
         return metrics["loss"]
 
     median = synchronised(once, repeats)
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        loss = once()
-    jax.block_until_ready(loss)
-    flight = (time.perf_counter() - begin) / repeats
+    flight = in_flight(once, repeats)
     about = {"compile": seconds, "gib": memory}
     return {"ms": round(1e3 * median, 2), "in_flight_ms": round(1e3 * flight, 2), **about}
 
@@ -145,34 +142,22 @@ def train(config, repeats: int) -> dict:
 @command
 def main(argv: list[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
-    parser = cli.Parser(prog="diamond_speed.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="1,32,256,imagine,train", help="which")
-    parser.add_argument("--repeats", type=cli.positive, default=30, help="calls timed")
-    parser.add_argument("--toy", action="store_true", help="tiny nets, to try it on a CPU")
-    parser.add_argument("--profile", default="", help="a folder for one recorded call of each")
-    parser.add_argument("--out", default="", help="a JSON file")
-    args = parser.parse(argv)
+    args = timing.parser("diamond_speed.py", __doc__, 30, "1,32,256,imagine,train").parse(argv)
     flags = os.environ.get("XLA_FLAGS", "")
-    result = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "flags": flags}
-    result["overrides"] = overrides
+    result = {**timing.about(), "flags": flags, "overrides": overrides}
     for name in args.only.split(","):
         words = [f"{net}.dtype=bfloat16" for net in NETS] + [*(TOY if args.toy else ()), *overrides]
         config = cli.apply_overrides(cli.load_config(str(CONFIG)), words)
         repeats = 2 if args.toy else args.repeats
         if name == "imagine":
-            result[name] = imagine(config, repeats)
+            found = imagine(config, repeats)
         elif name == "train":
-            result[name] = train(config, repeats)
+            found = train(config, repeats)
         else:
-            folder = str(Path(args.profile, name)) if args.profile else ""
             count = min(int(name), 4) if args.toy else int(name)
-            result[name] = frame(config, count, repeats, folder)
-        print(name, result[name], file=sys.stderr)
-    text = json.dumps(result)
-    print(text)
-    if args.out:
-        Path(args.out).write_text(text + "\n")
-    return 0
+            found = frame(config, count, repeats, timing.part(args, name))
+        timing.told(result, name, found)
+    return timing.end(result, args.out)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ training reaches with calls in flight, as the loop keeps them. Prints one JSON l
 """
 
 import dataclasses
-import json
-import statistics
 import sys
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
+import timing
+from timing import compiled, in_flight, record, synchronised
 
 from diffjax import systems
 from diffjax.data.sources import ArraySource
@@ -40,27 +39,6 @@ def make_system(config, size: int):
     about = {"image_shape": [size, size, 3], "class_names": list(names)}
     source = ArraySource(images, labels, names, "random")
     return dataclasses.replace(systems.make(config, {"data": about}), data=lambda split: source)
-
-
-def compiled(function, *arguments):
-    """Returns the compiled function, its seconds of compiling and its memory in GiB."""
-    begin = time.perf_counter()
-    program = function.lower(*arguments).compile()
-    seconds = time.perf_counter() - begin
-    memory = program.memory_analysis()
-    size = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    size += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    return program, round(seconds, 1), round(size / 2**30, 2)
-
-
-def synchronised(call, repeats: int) -> float:
-    """Median seconds of `repeats` calls, each waited for, after two that are not counted."""
-    seconds = []
-    for _ in range(repeats + 2):
-        begin = time.perf_counter()
-        jax.block_until_ready(call())
-        seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds[2:])
 
 
 def rates(batch: int, seconds: float, evaluations: int, toy: bool) -> dict:
@@ -92,11 +70,7 @@ def train(config, size: int, repeats: int, toy: bool, profile: str = "") -> dict
         return metrics
 
     median = synchronised(call, repeats)
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        metrics = call()
-    jax.block_until_ready(metrics)
-    pipelined = config.batch_size * repeats / (time.perf_counter() - begin)
+    pipelined = config.batch_size / in_flight(call, repeats)
     record(profile, call)
     if int(state.bad_step) >= 0:
         raise RuntimeError(f"the loss was not finite at step {int(state.bad_step)}")
@@ -123,23 +97,11 @@ def sample(config, size: int, batch: int, repeats: int, toy: bool, profile: str 
     return {**rates(batch, median, evaluations, toy), "compile": seconds, "gib": memory}
 
 
-def record(folder: str, call) -> None:
-    """Records one call with the JAX profiler, where a folder is given."""
-    if folder:
-        with jax.profiler.trace(folder):
-            jax.block_until_ready(call())
-
-
 @command
 def main(argv: list[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
-    parser = cli.Parser(prog="edm_speed.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="sample,train,augment", help="which of the three")
-    parser.add_argument("--repeats", type=cli.positive, default=20, help="steps of training timed")
+    parser = timing.parser("edm_speed.py", __doc__, 20, "sample,train,augment")
     parser.add_argument("--sample_batch", type=cli.positive, default=256)
-    parser.add_argument("--toy", action="store_true", help="a tiny net, to try the script on a CPU")
-    parser.add_argument("--profile", default="", help="a folder for one recorded call of each")
-    parser.add_argument("--out", default="", help="a JSON file")
     args = parser.parse(argv)
     size, batch, repeats = 32, args.sample_batch, args.repeats
     words = ["data.path=random"]
@@ -152,28 +114,21 @@ def main(argv: list[str]) -> int:
         more = [f"augment.probability={probability}", *overrides]
         return cli.apply_overrides(config, [*words, *more])
 
-    folder = lambda name: str(Path(args.profile, name)) if args.profile else ""
     plain, augmented = settings(0.0), settings(config.augment.probability)
     jobs = {
         "sample": lambda f: sample(plain, size, batch, max(2, repeats // 4), args.toy, f),
         "train": lambda f: train(plain, size, repeats, args.toy, f),
         "augment": lambda f: train(augmented, size, repeats, args.toy, f),
     }
-    device = jax.devices()[0]
-    result = {"device": device.device_kind, "jax": jax.__version__, "overrides": overrides}
+    result = {**timing.about(), "overrides": overrides}
     for name in args.only.split(","):
-        result[name] = jobs[name](folder(name))
-        print(name, result[name], file=sys.stderr)
+        timing.told(result, name, jobs[name](timing.part(args, name)))
     if {"train", "augment"} <= result.keys():
         extra = result["augment"]["seconds"] - result["train"]["seconds"]
         result["augment"]["share"] = round(extra / result["augment"]["seconds"], 4)
-    stats = device.memory_stats() or {}
+    stats = jax.devices()[0].memory_stats() or {}
     result["peak_gib"] = round(stats.get("peak_bytes_in_use", 0) / 2**30, 2) or None
-    text = json.dumps(result)
-    print(text)
-    if args.out:
-        Path(args.out).write_text(text + "\n")
-    return 0
+    return timing.end(result, args.out)
 
 
 if __name__ == "__main__":

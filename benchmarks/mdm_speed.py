@@ -10,15 +10,14 @@ against float32. Medians of synchronised calls. Prints one JSON line.
 """
 
 import dataclasses
-import json
 import sys
-import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from edm_speed import compiled, record, synchronised
+import timing
+from timing import compiled, in_flight, record, synchronised
 
 from diffjax import nets, systems
 from diffjax.data.motion.skeletons import HUMANML3D
@@ -134,11 +133,7 @@ def train(config, count: int, repeats: int) -> dict:
         return metrics["loss"]
 
     median = synchronised(call, repeats)
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        loss = call()
-    jax.block_until_ready(loss)
-    flight = (time.perf_counter() - begin) / repeats
+    flight = in_flight(call, repeats)
     about = {"compile": seconds, "gib": memory}
     return {"ms": round(1e3 * median, 2), "in_flight_ms": round(1e3 * flight, 2), **about}
 
@@ -146,33 +141,23 @@ def train(config, count: int, repeats: int) -> dict:
 @command
 def main(argv: list[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
-    parser = cli.Parser(prog="mdm_speed.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="attention,1,64,1024,train64,train512", help="which")
-    parser.add_argument("--repeats", type=cli.positive, default=20, help="calls timed")
-    parser.add_argument("--toy", action="store_true", help="a tiny net, to try the script on a CPU")
-    parser.add_argument("--profile", default="", help="a folder for one recorded call of each")
-    parser.add_argument("--out", default="", help="a JSON file")
-    args = parser.parse(argv)
-    device = jax.devices()[0]
-    result = {"device": device.device_kind, "jax": jax.__version__, "overrides": overrides}
+    parts = "attention,1,64,1024,train64,train512"
+    args = timing.parser("mdm_speed.py", __doc__, 20, parts).parse(argv)
+    result = {**timing.about(), "overrides": overrides}
     for name in args.only.split(","):
         words = ["network.dtype=bfloat16", *(TOY if args.toy else ()), *overrides]
         config = cli.apply_overrides(cli.load_config(str(CONFIG)), words)
         count = int(name.removeprefix("train")) if name != "attention" else 0
         count, repeats = (min(count, 4), 2) if args.toy else (count, args.repeats)
         if not count:
-            result[name] = attention(config)
+            found = attention(config)
         elif name.startswith("train"):
-            result[name] = train(config, count, repeats)
+            found = train(config, count, repeats)
         else:
-            folder = str(Path(args.profile, name)) if args.profile else ""
-            result[name] = sample(config, count, max(2, min(repeats, 2000 // count)), folder)
-        print(name, result[name], file=sys.stderr)
-    text = json.dumps(result)
-    print(text)
-    if args.out:
-        Path(args.out).write_text(text + "\n")
-    return 0
+            folder = timing.part(args, name)
+            found = sample(config, count, max(2, min(repeats, 2000 // count)), folder)
+        timing.told(result, name, found)
+    return timing.end(result, args.out)
 
 
 if __name__ == "__main__":

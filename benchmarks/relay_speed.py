@@ -10,14 +10,14 @@ with white noise and no blur. Random weights and data; medians of synchronised c
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from edm_speed import compiled, record, synchronised
+import timing
+from timing import compiled, record, synchronised
 
 from diffjax import nets, systems
 from diffjax.core import processes
@@ -38,12 +38,8 @@ def rates(pictures: int, seconds: float, flop: float) -> dict:
 @command
 def main(argv: list[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
-    parser = cli.Parser(prog="relay_speed.py", description=__doc__.splitlines()[0])
+    parser = timing.parser("relay_speed.py", __doc__, 10)
     parser.add_argument("--batch", type=cli.positive, default=16)
-    parser.add_argument("--repeats", type=cli.positive, default=10, help="calls timed")
-    parser.add_argument("--toy", action="store_true", help="a tiny net, to try the script on a CPU")
-    parser.add_argument("--profile", default="", help="a folder for one recorded evaluation")
-    parser.add_argument("--out", default="", help="a JSON file")
     args = parser.parse(argv)
     size = 64 if args.toy else 256
     words = [f"network.{word}" for word in TOY] if args.toy else []
@@ -63,15 +59,14 @@ def main(argv: list[str]) -> int:
     normal = lambda i: jax.random.normal(jax.random.key(i), (batch, *shape))
     x, white, other, label = normal(0), normal(1), normal(2), jnp.arange(batch)
     count = sum(leaf.size for leaf in leaves)
-    found = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "parameters": count}
+    found = {**timing.about(), "parameters": count}
 
     def time(name, pictures, flop, function, *arguments):
         program, seconds, memory = compiled(jax.jit(function), *arguments)
         call = lambda: program(*arguments)
         result = rates(pictures, synchronised(call, args.repeats), flop)
         record(args.profile if name == "network" else "", call)
-        found[name] = {**result, "compile": seconds, "gib": memory}
-        print(name, found[name], file=sys.stderr)
+        timing.told(found, name, {**result, "compile": seconds, "gib": memory})
 
     flop = 0 if args.toy else FORWARD
     t = jnp.full((batch, 1, 1, 1), 0.5)
@@ -96,11 +91,7 @@ def main(argv: list[str]) -> int:
             x, process.colour(a, b), process.at(u)
         )
         time(name, batch, 0, forward, x, white, other)
-    text = json.dumps(found)
-    print(text)
-    if args.out:
-        Path(args.out).write_text(text + "\n")
-    return 0
+    return timing.end(found, args.out)
 
 
 if __name__ == "__main__":

@@ -39,16 +39,19 @@ def get_config() -> ConfigDict:
                 "epoch_steps": 100,
                 "seats": 1,
                 "processes": 0,  # that play the seats' games; 0: this one
+                "limit": 27_000,  # steps after which a game is cut: Atari's own 108,000 frames
                 "epsilon": 0.01,
                 "temperature": 1.0,
             },
-            # games played for scores every so many epochs and at the end; roll-outs kept to begin
-            # from: so many, of past_frames + horizon frames, out of the first `longest` of a game
+            # games played for scores every so many epochs and at the end, each cut after `limit`
+            # steps, its score then what it had; roll-outs kept to begin from: so many, of
+            # past_frames + horizon frames, out of the first `longest` of a game
             "evaluation": {
                 "every": 10,
                 "games": 4,
                 "final_games": 100,
                 "seats": 4,
+                "limit": 27_000,
                 "longest": 1000,
                 "starts": 16,
                 "horizon": 50,

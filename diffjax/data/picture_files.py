@@ -6,7 +6,6 @@ integer or a one-hot list. `diffjax.prepare` adds a "class_names" list, which ED
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from diffjax.data import images
 from diffjax.data.base import LazySource, Source, fingerprint
-from diffjax.data.reading import MAX_FILE_BYTES, open_zip, read_file, read_member, reading
+from diffjax.data.reading import MAX_FILE_BYTES, open_zip, read_file, read_member, reading, walk
 from diffjax.errors import UserError
 
 PREPARE = "python -m diffjax.prepare"
@@ -71,18 +70,11 @@ def list_zip(path: Path) -> Pictures:
 
 def list_folder(path: Path) -> Pictures:
     """Lists the pictures under a folder, links followed; raises `UserError` if there are none."""
-    sizes, seen = {}, set()
-    for folder, subfolders, files in os.walk(path, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        for file in files:
-            full = Path(folder, file)
-            name = full.relative_to(path).as_posix()
-            if is_picture(name) and full.is_file():
-                sizes[name] = full.stat().st_size
+    sizes = {}
+    for full in walk(path):
+        name = full.relative_to(path).as_posix()
+        if is_picture(name) and full.is_file():
+            sizes[name] = full.stat().st_size
     names = sorted(sizes)
     table, file = None, path / "dataset.json"
     if file.is_file():

@@ -45,6 +45,19 @@ def size_text(n: int) -> str:
     return f"{n / 2**30:.1f} GiB" if n >= 1 << 30 else f"{n / 2**20:.1f} MiB"
 
 
+def walk(folder: Path) -> Iterator[Path]:
+    """Yields the files under a folder, links followed, each folder once: a link to a folder above
+    it does not make this go on for ever."""
+    seen = set()
+    for here, subfolders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(here, file) for file in files)
+
+
 def open_zip(path: Path) -> zipfile.ZipFile:
     """Opens a zip file and checks the names in it.
 

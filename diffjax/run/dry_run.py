@@ -34,17 +34,26 @@ def report(system: System, config) -> int:
     )
     compiled = step.lower(state, feed.shapes, share).compile()
     costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
-    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    print(f"devices     {mesh.size} x {mesh.devices.flat[0].device_kind} ({axes})")
+    print(f"devices     {of_mesh(mesh)}")
     print(f"parameters  {count:,}")
     print(f"batch       {config.batch_size} (of all devices), {config.steps} steps")
     print(f"FLOPs       {costs.get('flops', float('nan')):.4g} a step and device (XLA's count)")
     if memory is not None:
-        peak = memory.argument_size_in_bytes + memory.output_size_in_bytes
-        peak += memory.temp_size_in_bytes - memory.alias_size_in_bytes
         print(
-            f"memory      {peak / 2**20:,.1f} MiB a device: "
+            f"memory      {peak(memory) / 2**20:,.1f} MiB a device: "
             f"state and data {memory.argument_size_in_bytes / 2**20:,.1f}, "
             f"temporary {memory.temp_size_in_bytes / 2**20:,.1f}"
         )
     return 0
+
+
+def of_mesh(mesh) -> str:
+    """The devices of a mesh and its axes, in words."""
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({axes})"
+
+
+def peak(memory) -> int:
+    """Bytes that a compiled program has at most, of its `memory_analysis()`."""
+    size = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return size + memory.temp_size_in_bytes - memory.alias_size_in_bytes

@@ -213,8 +213,11 @@ def _posthoc(checkpoints: Checkpoints, config, structs, ema: str, step: int):
     return params, f"step {step}, EMA {ema} ({about})"
 
 
-def check_out(system: System, path: Path) -> None:
-    """Raises `UserError` where `save` could not write: asked before the sampling, not after."""
+def check_out(system: System, path: Path, request=None) -> None:
+    """Raises `UserError` where `save` could not write: asked before the sampling, not after.
+
+    request: of the samples; None: they are there.
+    """
     pictures = (system.suffix, *system.suffixes)
     if path.suffix not in (".npz", *pictures, ""):
         raise UserError(
@@ -226,6 +229,8 @@ def check_out(system: System, path: Path) -> None:
     above = next(p for p in path.absolute().parents if p.exists())
     if not above.is_dir():
         raise UserError(f"--out {path}: {above} is a file")
+    if request is not None and system.showable is not None and path.suffix != ".npz":
+        system.showable(request)
 
 
 def place_for(system: System, workdir: Path, seed: int) -> Path:

@@ -82,6 +82,8 @@ class System:
       balanced: whether training draws classes evenly.
       show: (outputs, path) -> None: writes a picture for a person. Host side.
       write: (output, path) -> None: writes one sample as it is, for use elsewhere. Host side.
+      showable: request -> None: raises `UserError` for samples that `show` and `write` could not
+        make a file of, before they are made. None: there are no such requests.
       suffix: the file ending of `show`'s pictures.
       suffixes: other endings that `show` writes too, each a format of its own.
       single: the file ending of `write`'s files; "" for that of the pictures. Where it is another,
@@ -126,6 +128,7 @@ class System:
     pixels: Callable | None = None
     start: Start | None = None
     balanced: bool = False
+    showable: Callable | None = None
     suffix: str = ".png"
     suffixes: tuple[str, ...] = ()
     single: str = ""

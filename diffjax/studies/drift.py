@@ -22,7 +22,7 @@ from diffjax import systems
 from diffjax.errors import UserError, command
 from diffjax.run import cli, devices, sampling
 from diffjax.run import mesh as meshes
-from diffjax.studies import arms, drift_measures, drift_report
+from diffjax.studies import arms, drift_measures, drift_report, files
 from diffjax.studies.drift_measures import Curves
 from diffjax.systems import diamond
 from diffjax.systems.diamond import experience, forecast
@@ -62,9 +62,7 @@ def main(argv: list[str]) -> int:
     if not args.margin >= 0:
         raise UserError(f"--margin {args.margin}: a share, at least 0")
     sampling.check_seed(args.seed)
-    out = Path(args.out)
-    if not out.name or not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: must be a name in a folder that is there")
+    out = files.place(args.out, drift_report.ENDINGS)
     runs = [open_run(Path(name), args) for name in args.workdir]
     judge = open_judge(args.judge, runs[0], args)
     windows = open_windows(args.ref, runs[0], args.horizon, args.starts)

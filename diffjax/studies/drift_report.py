@@ -1,7 +1,6 @@
 """What `studies.drift` found: numbers with intervals, a table, a plot, a film; and its files."""
 
-import json
-import os
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +8,12 @@ import numpy as np
 
 from diffjax.metrics import frechet, intervals, kid
 from diffjax.run import clips
-from diffjax.studies import drift_measures
+from diffjax.studies import drift_measures, files
 
 MARKS = (1, 10, 50, 200, 1000)  # offsets that are reported
 AUC = 50  # offsets that errors are averaged over, where there are so many
 SPLITS = 20
+ENDINGS = (".json", ".png", ".npz", ".gif")
 
 
 def measures(rolled, decided: dict, real) -> dict[str, tuple[Callable, int]]:
@@ -164,15 +164,14 @@ def write(out: Path, result: dict, arrays: dict, films: dict) -> None:
         with path.open("wb") as file:
             np.savez_compressed(file, **arrays)
 
-    for suffix, put in (
-        (".json", lambda path: path.write_text(json.dumps(result, indent=1) + "\n")),
-        (".png", lambda path: _plot(result, path)),
-        (".npz", put_arrays),
-    ):
-        path = out.with_name(out.name + suffix)
-        temporary = path.with_name(path.name + ".tmp")
-        put(temporary)
-        os.replace(temporary, path)
+    files.write(
+        out,
+        {
+            ".json": functools.partial(files.write_json, result),
+            ".png": functools.partial(_plot, result),
+            ".npz": put_arrays,
+        },
+    )
     clips.save_clip(clips.stacked(films), out.with_name(out.name + ".gif"), scale=1)
 
 

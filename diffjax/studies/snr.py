@@ -5,9 +5,8 @@ suggests noise levels and a block size for a relay. Writes NAME.json and NAME.pn
 table.
 """
 
-import json
+import functools
 import math
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +20,9 @@ from diffjax.data.picture_files import Pictures, list_folder, list_zip
 from diffjax.data.sources import open_source, split_folders
 from diffjax.errors import UserError, choose, command
 from diffjax.run import cli
-from diffjax.studies import spectra
+from diffjax.studies import files, spectra
 
+ENDINGS = (".json", ".png")
 PICTURES = 256  # pixels a side, where pictures of any size are given and nothing is said
 P_MEAN, P_STD = -1.2, 1.2
 # What the released settings come to on photographs (64 to 256 pixels, cut 0.9): the start of
@@ -56,17 +56,12 @@ def main(argv: list[str]) -> int:
     choose(args.reduce, {"box": 0, "lanczos": 0}, "--reduce")
     if not 0 <= args.weight < 1e3:
         raise UserError(f"--weight {args.weight}: must be from 0 to 1000")
-    out = Path(args.out)
-    if not out.name or not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: must be a name in a folder that is there")
+    out = files.place(args.out, ENDINGS)
     found = study(
         args.data, args.size, args.low, args.reduce, sigmas, args.block, args.weight, args.num
     )
-    for suffix, write in ((".json", _write_json), (".png", _plot)):
-        path = out.with_name(out.name + suffix)
-        temporary = path.with_name(path.name + ".tmp")
-        write(found, temporary)
-        os.replace(temporary, path)
+    puts = dict(zip(ENDINGS, (files.write_json, _plot)))
+    files.write(out, {ending: functools.partial(put, found) for ending, put in puts.items()})
     print(table(found))
     print(f"{out}.json, {out}.png")
     return 0
@@ -292,10 +287,6 @@ def _numbers(text: str) -> tuple[float, ...]:
     if not all(0 < value < np.inf for value in values):
         raise UserError(f"--sigmas {text}: must be above 0")
     return values
-
-
-def _write_json(found: dict, path: Path) -> None:
-    path.write_text(json.dumps(found) + "\n")
 
 
 def _plot(found: dict, path: Path) -> None:

@@ -26,7 +26,7 @@ from diffjax.metrics.judging import Judge
 from diffjax.run import cli, devices, own_grid, sampling
 from diffjax.run import mesh as meshes
 from diffjax.run.system import System
-from diffjax.studies import grid_search, steps_report
+from diffjax.studies import files, grid_search, steps_report
 from diffjax.studies.arms import combinations, title
 from diffjax.studies.steps_report import EVEN, SEARCHED
 
@@ -52,6 +52,7 @@ def main(argv: list[str]) -> int:
     begin = next((arm for arm in arms if arm.steps == reference and own), None)
     begin = begin or _arms(request, [reference], args.vary)[0]
     _check_flags(args, names, searched)
+    out = files.place(args.out, [".json", ".png", *(f".grid_{k}.json" for k in searched)])
 
     mesh = meshes.make_mesh(meshes.LOCAL)
     opened_systems: list[tuple] = []
@@ -91,9 +92,9 @@ def main(argv: list[str]) -> int:
         **study(runs, against, arms, begin, judge, source, how, args.metric, args.margin),
         "search": found,
     }
-    steps_report.write(Path(args.out), result)
+    steps_report.write(out, result)
     print("\n".join([steps_report.table(result), *result["answers"]]))
-    print(f"{args.out}.json, {args.out}.png")
+    print(f"{out}.json, {out}.png")
     return 0
 
 
@@ -145,9 +146,6 @@ def _check_flags(args, names: list[str], searched: list[int]) -> None:
     if searched and args.fine < max(searched):
         raise UserError(f"--search {max(searched)}: must be from 1 to the {args.fine} of --fine")
     choose(args.search_by, grid_search.METHODS, "--search_by")
-    out = Path(args.out)
-    if not out.name or not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: must be a name in a folder that is there")
 
 
 def _counts(flag: str, text: str) -> list[int]:

@@ -1,13 +1,13 @@
 """What `studies.steps` found, for a person: sentences, a table, a plot; and its files."""
 
-import json
-import os
+import functools
 from pathlib import Path
 
 import numpy as np
 
 from diffjax.metrics import intervals
 from diffjax.run import own_grid
+from diffjax.studies import files
 
 SEARCHED, EVEN = "found grid", "even grid"  # names of groups
 
@@ -76,15 +76,8 @@ def write(out: Path, result: dict) -> None:
         path = out.with_name(f"{out.name}.grid_{one['steps']}.json")
         about = {k: one[k] for k in ("cost", "error")}
         own_grid.write(one["grid"], path, **about, workdir=result["workdirs"][0])
-    for suffix, put in ((".json", _write_json), (".png", _plot)):
-        path = out.with_name(out.name + suffix)
-        temporary = path.with_name(path.name + ".tmp")
-        put(result, temporary)
-        os.replace(temporary, path)
-
-
-def _write_json(result: dict, path: Path) -> None:
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    puts = {".json": files.write_json, ".png": _plot}
+    files.write(out, {ending: functools.partial(put, result) for ending, put in puts.items()})
 
 
 def _plot(result: dict, path: Path) -> None:

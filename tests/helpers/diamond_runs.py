@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from diffjax.run import cli
+from diffjax.run.system import save_assets
 from diffjax.systems.diamond.games.ball import Ball
 
 UNET = {"depths": "(1,)", "channels": "(8,)", "attention": "(False,)", "cond_channels": 8}
@@ -101,6 +102,15 @@ def assets_of(config, actions: int = 3) -> dict:
         "starts_act": random.integers(0, actions, (2, length), dtype=np.int32),
         "starts_length": np.array([length, length - 1], np.int32),
     }
+
+
+def blank(config, workdir: Path, **about) -> Path:
+    """A run directory that was never trained and has no weights; about: of its game."""
+    assets = assets_of(config)
+    assets["data"] |= about
+    save_assets(assets, workdir)
+    (workdir / "config.json").write_text(cli.config_json(config))
+    return workdir
 
 
 def metrics(workdir: Path) -> list[dict]:

@@ -86,8 +86,8 @@ class Client:
             found += byte
         return found.decode()
 
-    def open(self):
-        answer = self.request()
+    def open(self, target="/socket"):
+        answer = self.request(target)
         assert answer.startswith("HTTP/1.1 101 "), answer
         assert f"Sec-WebSocket-Accept: {websocket.accept(self.key)}\r\n" in answer
         return self

@@ -121,6 +121,7 @@ def test_the_command(photographs, tmp_path, capsys):
     assert found["sigmas"] == [0.5, 2.0] and len(found["snr"]["high_white"]) == 7
     assert Image.open(tmp_path / "found.png").size[0] > 400
     assert sorted(p.name for p in tmp_path.iterdir()) == ["found.json", "found.png"]
+    assert snr.main(argv) == 2 and "found.json exists" in capsys.readouterr().err
 
 
 def test_arrays_and_emoji(tmp_path):

@@ -105,6 +105,21 @@ def test_what_is_refused(message, agent, folder, root, tmp_path, capsys):
     assert message in line and not (tmp_path / "out").exists()
 
 
+def test_a_config_from_before_the_limits_will_do(agent, folder, root, tmp_path):
+    words = flags(root, folder)
+    config = tmp_path / "older.py"
+    config.write_text(
+        f"from diffjax.run.cli import load_config\n"
+        f"def get_config():\n"
+        f"    config = load_config({words[1]!r})\n"
+        f"    del config.collection.limit, config.evaluation.limit\n"
+        f"    return config\n"
+    )
+    out = str(tmp_path / "out")
+    assert convert.main([str(agent[0]), "--out", out, "--config", str(config), *words[2:]]) == 0
+    assert systems.load(tmp_path / "out")[1].evaluation.limit == 27_000
+
+
 def test_files_that_are_no_agents(root, folder, tmp_path, capsys):
     some = {name: array for name, array in state().items() if not name.startswith("rew_end")}
     for name, arrays, message in (

@@ -9,7 +9,6 @@ FOLDER/skeleton.json   what cannot be told from names (`rigs.derive`)
 import csv
 import io
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from diffjax.data.motion import bvh, humanact12, rigs
 from diffjax.data.motion.base import SPLITS
 from diffjax.data.motion.skeletons import read_json
 from diffjax.data.motion.takes import Take, Takes
-from diffjax.data.reading import is_unicode, read_file, reading
+from diffjax.data.reading import is_unicode, read_file, reading, walk
 from diffjax.errors import UserError, did_you_mean
 
 MAX_TABLE_BYTES = 1 << 26
@@ -81,16 +80,10 @@ def _some_frames(clip: bvh.Clip) -> bvh.Clip:
 
 def list_files(folder: Path) -> list[str]:
     """Returns the .bvh files under a folder, sorted, relative, with "/"; links are followed."""
-    names, seen = [], set()
-    for here, subfolders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        for file in files:
-            if file.lower().endswith(".bvh") and not file.startswith("."):
-                names.append(Path(here, file).relative_to(folder).as_posix())
+    names = []
+    for path in walk(folder):
+        if path.name.lower().endswith(".bvh") and not path.name.startswith("."):
+            names.append(path.relative_to(folder).as_posix())
         if len(names) > MAX_FILES:
             raise UserError(f"{folder}: more than {MAX_FILES} files")
     pickle = next((p for p in sorted(folder.glob("*.pkl"))), None)

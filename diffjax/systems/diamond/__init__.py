@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.errors import UserError
-from diffjax.run import clips
+from diffjax.run import cli, clips
 from diffjax.run.system import System
 from diffjax.systems.diamond import experience as experiences
 from diffjax.systems.diamond import fit as fitting
@@ -34,6 +34,7 @@ def make(config, assets: dict | None = None) -> System:
     Raises:
       UserError: where game, recordings or fields cannot be used.
     """
+    config = cli.with_defaults(config, settings.OPTIONAL)
     settings.check(config)
     experience = experiences.open_experience(config) if assets is None else None
     # Kept, not copied: what training records to begin from is added to it.
@@ -75,6 +76,13 @@ def make(config, assets: dict | None = None) -> System:
             out |= forecast.judged(*model, frames, act, keys, past)._asdict()
         return out
 
+    def showable(request: Request) -> None:
+        if past + request.horizon > clips.MAX_FRAMES:
+            raise UserError(
+                f"--horizon {request.horizon}: a clip has at most {clips.MAX_FRAMES} frames, "
+                f"{past} real ones with them; --out NAME.npz takes as many as there are"
+            )
+
     def show(outputs: dict, path: Path) -> None:
         names = [name for name in ("real", "imagined") if name in outputs]
         frames = clips.stacked({name: np.asarray(outputs[name]) for name in names})
@@ -97,6 +105,7 @@ def make(config, assets: dict | None = None) -> System:
         sample=sample,
         data=_not_scored,
         show=show,
+        showable=showable,
         write=write,
         evaluate=_not_scored,
         open=_not_scored,
@@ -104,6 +113,7 @@ def make(config, assets: dict | None = None) -> System:
         suffixes=(".mp4",),
         count=lambda request: len(recorded()["obs"]),
         assets=assets,
+        optional=settings.OPTIONAL,
         denoiser=lambda params, x, sigma, frames, act: parts.denoiser(
             params["denoiser"], x, sigma, frames, act
         ),

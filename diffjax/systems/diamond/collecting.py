@@ -41,7 +41,8 @@ class Player:
     def _sit_down(self) -> None:
         session, c = self._session, self._session.config.collection
         make, seed = session.experience.make, session.config.seed
-        self._games = Games(make, c.seats, seed, life_ends=True, processes=c.processes)
+        how = {"life_ends": True, "limit": c.limit, "processes": c.processes}
+        self._games = Games(make, c.seats, seed, **how)
         there = session.replay.resume(session.no_memory(c.seats))
         self._games.restore(there.game, there.actions)
         self._memory = there.memory

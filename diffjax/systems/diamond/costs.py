@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffjax.run import dry_run
 from diffjax.run import mesh as meshes
 from diffjax.systems.diamond import batches
 from diffjax.systems.diamond import state as states
@@ -19,8 +20,7 @@ def report(parts: Parts, config, shapes: states.State, mesh) -> int:
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes.params):
         print(f"{meshes.path_name(path):64} {leaf.dtype!s:9} {tuple(leaf.shape)}")
-    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    print(f"devices        {mesh.size} x {mesh.devices.flat[0].device_kind} ({axes})")
+    print(f"devices        {dry_run.of_mesh(mesh)}")
     for network in parts.networks:
         size = config[GROUPS[network]].batch_size
         if network == "actor_critic":
@@ -33,13 +33,11 @@ def report(parts: Parts, config, shapes: states.State, mesh) -> int:
         costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
         count = sum(leaf.size for leaf in jax.tree.leaves(shapes.params[network]))
         every = updates_of(config, network)
-        peak = memory.argument_size_in_bytes + memory.output_size_in_bytes
-        peak += memory.temp_size_in_bytes - memory.alias_size_in_bytes
         print(
             f"{network:14} {count:,} parameters, batch {size}, {every(0):,} updates in the first "
             f"epoch and {every(1):,} in each of {config.epochs - 1:,} others; "
             f"{costs.get('flops', float('nan')):.4g} FLOPs an update and device (XLA's count), "
-            f"{peak / 2**20:,.1f} MiB a device"
+            f"{dry_run.peak(memory) / 2**20:,.1f} MiB a device"
         )
     return 0
 

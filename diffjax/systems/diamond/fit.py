@@ -66,7 +66,7 @@ def fit(
         weights, source = loop.load_weights(system, init_from, shapes.params, shardings.params)
 
     # ---- the run directory ------------------------------------------------------------------
-    lock = run_directory.prepare(config, workdir)
+    lock = run_directory.prepare(config, workdir, system.optional)
     checkpoints = Checkpoints(workdir, keep=config.keep, keep_every=config.keep_every)
     newest = checkpoints.newest()
 

@@ -12,6 +12,7 @@ import jax
 
 from diffjax.errors import UserError
 from diffjax.nets.diamond_blocks import no_state
+from diffjax.run import cli
 from diffjax.systems.diamond import held_out, published, settings
 from diffjax.systems.diamond.experience import Experience, open_experience
 from diffjax.systems.diamond.games.seats import Games
@@ -34,6 +35,7 @@ def run_of(file: Path, config):
       UserError: what `published.read` and `open_experience` refuse, CSGO's two stages, a game with
         other actions than the agent knows.
     """
+    config = cli.with_defaults(config, settings.OPTIONAL)
     settings.check(config)
     agent = published.read(file)
     if agent.upsampler is not None or agent.num_actions < 1:

@@ -29,7 +29,7 @@ class Learner:
 
     def __init__(self, session: Session):
         self._session, self._calls, self._pending, self._starts = session, {}, [], None
-        self._per_call = per_call(session.config)
+        self._per_call, self._block = per_call(session.config), 0
 
     def learn(self, network: str) -> None:
         """This epoch's updates of a network."""
@@ -111,18 +111,25 @@ class Learner:
 
         They are functions of seed, epoch, block and the model of rewards and ends, which stands
         still meanwhile: so they are in no checkpoint, and after a kill they are made again.
+
+        The host alone begins a block, and knows which it is. How many starts are used it has to ask
+        the device for, as worlds end when they do, and new starts come from disk: once a call, of
+        `updates_per_call` updates, so that what it waits for is a number in seconds of work. To
+        choose on the device, a block more than is used would have to be loaded in every epoch.
         """
-        session, block = self._session, 0
+        session = self._session
         if session.position.done:
-            block = int(session.state.block)
             if self._starts is None:
-                self._starts = self._load(source, block)
+                self._block = int(session.state.block)
+                self._starts = self._load(source, self._block)
             there = self._starts.act.shape[0]
             wanted = min(size * session.config.actor_critic.batch_size, there // 2)
             if there - int(session.state.world.cursor) >= wanted:
                 return
-            block += 1
-        self._starts = self._load(source, block)
+            self._block += 1
+        else:
+            self._block = 0
+        self._starts = self._load(source, self._block)
         state, place = session.state, meshes.replicated(session.mesh)
         if int(state.counts["actor_critic"]):
             zero = jax.device_put(jnp.int32(0), place)
@@ -130,7 +137,7 @@ class Learner:
         else:
             begun = states.begin_worlds(session.parts, state, self._starts)
             state = jax.device_put(begun, session.shardings)
-        session.state = state._replace(block=jax.device_put(jnp.int32(block), place))
+        session.state = state._replace(block=jax.device_put(jnp.int32(self._block), place))
 
     def _load(self, source: batches.Batches, block: int):
         session = self._session

@@ -58,6 +58,7 @@ def _evaluate(session: Session, last: bool) -> None:
         scores = [game.score for game in played]
         record |= {"score_mean": float(np.mean(scores)), "score_std": float(np.std(scores))}
         record |= {"games": len(scores), "game_steps": float(np.mean([g.length for g in played]))}
+        record["games_cut"] = sum(game.length == settings.limit for game in played)
         _keep_starts(session, episodes)
     else:
         episodes = _episodes(session)
@@ -73,10 +74,11 @@ def _evaluate(session: Session, last: bool) -> None:
 
 
 def _play(session: Session, games: int):
-    """(scores of games that the policy played to their ends, their first steps)."""
+    """(scores of games that the policy played, to their ends or the limit, their first steps)."""
     settings, seed = session.config.evaluation, session.config.seed + held_out.SEED
-    seats, processes = min(settings.seats, games), session.config.collection.processes
-    with Games(session.experience.make, seats, seed, processes=processes) as seated:
+    seats = min(settings.seats, games)
+    how = {"limit": settings.limit, "processes": session.config.collection.processes}
+    with Games(session.experience.make, seats, seed, **how) as seated:
         return held_out.play(
             *(seated, session.policy(), session.no_memory(seats), games),
             seed=seed,

@@ -56,7 +56,10 @@ OWN = {
 }
 IMAGINATION = {"horizon": int, "preload": int}
 SAMPLER = {f.name: type(f.default) for f in dataclasses.fields(Sampler) if f.name != "unroll"}
+# Of every game, in steps: Atari's own limit, 108,000 frames, so that nothing of it is cut by these.
+OPTIONAL = {"collection.limit": 27_000, "evaluation.limit": 27_000}
 FIELDS = {
+    **dict.fromkeys(OPTIONAL, int),
     "game": str,
     "learn": str,
     **dict.fromkeys(("seed", "epochs", "frame_size", "past_frames", "updates_per_call"), int),
@@ -165,6 +168,7 @@ def check(config) -> None:
     _at_least(config, 1, [f"collection.{k}" for k in ("steps", "first_least", "seats")])
     _at_least(config, 0, [f"collection.{k}" for k in ("epoch_steps", "processes", "first_rewards")])
     _at_least(config, 1, [f"evaluation.{k}" for k in ("every", "seats", "longest", "starts")])
+    _at_least(config, 1, list(OPTIONAL))
     _at_least(config, 1, ["evaluation.horizon", "imagination.horizon", "imagination.preload"])
     _at_least(config, 0, ["evaluation.games", "evaluation.final_games"])
     _at_least(config, 1, ["actor_critic.rollout", "imagination.steps"])

@@ -9,6 +9,7 @@ import pytest
 
 from diffjax.errors import UserError
 from diffjax.systems.diamond import collect, games, held_out
+from diffjax.systems.diamond.games.ball import Discrete
 from diffjax.systems.diamond.games.seats import Games, Step
 from diffjax.systems.diamond.rollout import categorical
 
@@ -133,6 +134,56 @@ def test_games_are_scored_whatever_is_played_beside_them():
         together = collect.play_games(seats, counting, zero(3), 5, seed=1)
     assert alone == together and [p.game for p in alone] == [0, 1, 2, 3, 4]
     assert all(p.length > 10 and p.score <= 1000 for p in alone)
+
+
+class Endless:
+    """A game that pays a point a step for ever; its picture is how many steps were made."""
+
+    action_space = Discrete(3)
+
+    def reset(self, seed=None):
+        self.steps = 0
+        return self.picture(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.picture(), 1.0, False, False, {}
+
+    def picture(self):
+        return np.full((8, 8, 3), self.steps, np.uint8)
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("count, processes", [(1, 0), (2, 0), (2, 1)])
+def test_a_game_that_never_ends_is_cut(count, processes):
+    asked = iter([False] * 100)  # so that this ends, too
+    with Games(Endless, count, limit=7, processes=processes) as seats:
+        found, recorded = held_out.play(
+            seats, counting, zero(count), 3, keep=20, stop=lambda: next(asked, True)
+        )
+    assert found == [collect.Played(game, 7.0, 7) for game in range(3)]
+    for episode in recorded:
+        assert episode.trunc.tolist() == [False] * 6 + [True] and not episode.end.any()
+        assert (episode.obs[:, 0, 0, 0] == range(7)).all() and (episode.final == 7).all()
+
+
+def test_a_game_is_cut_where_it_was_to_be_after_it_is_restored():
+    with Games(Endless, 2, limit=7, life_ends=True) as seats:
+        seats.restore([4, 1], [[0] * 5, [0]])
+        cut = [seats.step([0, 0]).trunc.tolist() for _ in range(6)]
+        assert cut == [[False, False], [True, False], *[[False, False]] * 3, [False, True]]
+        assert seats.game.tolist() == [6, 3] and seats.played.tolist() == [4, 0]
+
+
+def test_the_end_of_a_game_at_its_limit_is_its_end():
+    """Not a cut: nothing is to be expected after it."""
+    with Games(BALL, 1, seed=2) as seats:
+        (want,) = collect.play_games(seats, counting, zero(1), 1, seed=1)
+    with Games(BALL, 1, seed=2, limit=want.length) as seats:
+        found, _ = collect.collect(seats, counting, zero(1), want.length, seed=1)
+    assert found.end[-1, 0] and found.over[-1, 0] and not found.trunc.any()
 
 
 def test_held_out_games_have_the_same_scores():

@@ -289,3 +289,41 @@ def test_worlds_live_on_from_epoch_to_epoch(monkeypatch):
     monkeypatch.setattr(state, "begin_worlds", seated)
     made._bring_starts(None, 1)
     np.testing.assert_array_equal(session.state.seat, 5 * ones)
+
+
+def test_of_the_device_only_the_cursor_is_asked_for():
+    """Once a call; the block once after a kill, and never where this process began it."""
+    reads = []
+
+    class Number(int):
+        def __new__(cls, name, value):
+            made = super().__new__(cls, value)
+            made.name = name
+            return made
+
+        def __int__(self):
+            reads.append(self.name)
+            return int.__int__(self)
+
+    def of(cursor, block):
+        world = World(*[jnp.ones(2)] * 4, Number("cursor", cursor))
+        counts = {"actor_critic": jnp.int32(3)}
+        zero = jnp.int32(0)
+        return state.State(zero, counts, {}, {}, world, None, Number("block", block), zero)
+
+    actor_critic = SimpleNamespace(batch_size=2)
+    session = SimpleNamespace(
+        config=SimpleNamespace(updates_per_call=1, actor_critic=actor_critic),
+        state=of(3, 4),
+        position=SimpleNamespace(done=5),
+        mesh=meshes.make_mesh(meshes.LOCAL),
+    )
+    made, loaded = learning.Learner(session), []
+    made._load = lambda source, block: loaded.append(block) or SimpleNamespace(act=np.zeros((8, 1)))
+    for _ in range(3):
+        made._bring_starts(None, 1)
+    assert reads == ["block", "cursor", "cursor", "cursor"] and loaded == [4]
+    session.state = of(7, 4)  # one start is left, and two are wanted
+    made._bring_starts(None, 1)
+    assert reads[4:] == ["cursor"] and loaded == [4, 5]
+    assert (int(session.state.block), int(session.state.world.cursor)) == (5, 0)

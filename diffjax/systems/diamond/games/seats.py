@@ -40,18 +40,27 @@ class Seat:
     """One place where games are played one after the other; see the module."""
 
     def __init__(
-        self, make: Callable[[], Any], seed: int, first: int, stride: int, life_ends: bool
+        self,
+        make: Callable[[], Any],
+        seed: int,
+        first: int,
+        stride: int,
+        life_ends: bool,
+        limit: int,
     ):
         self._env, self._seed, self._stride, self._life_ends = make(), seed, stride, life_ends
-        self._game = first
+        self._game, self._limit, self._played = first, limit, 0
         self.num_actions = int(self._env.action_space.n)
 
     def begin(self) -> np.ndarray:
         (word,) = np.random.SeedSequence([self._seed, self._game]).generate_state(1)
+        self._played = 0
         return self._env.reset(seed=int(word) >> 1)[0]  # some games take 31 bits
 
     def step(self, action: int) -> tuple:
         obs, reward, terminated, truncated, info = self._env.step(int(action))
+        self._played += 1
+        truncated = truncated or (not terminated and self._played == self._limit)
         end = terminated or (self._life_ends and bool(info.get("life_loss", False)))
         final, over = obs, terminated or truncated
         if over:
@@ -85,6 +94,7 @@ class Games:
       count: N, the number of seats.
       seed: of all games.
       life_ends: whether a lost life ends an episode (not the game), as in DIAMOND's training.
+      limit: steps after which a game that is not over is cut; 0: none is.
       processes: 0: the games are stepped one after the other in this process. Above 0: by so many
         others, each with its share of the seats. The same games either way.
 
@@ -95,12 +105,23 @@ class Games:
       played: int64 [N], how many steps of it are done.
     """
 
-    def __init__(self, make, count: int = 1, seed: int = 0, *, life_ends=False, processes: int = 0):
-        if count < 1 or processes < 0 or seed < 0:
-            raise UserError(f"games: count {count}, processes {processes}, seed {seed}")
+    def __init__(
+        self,
+        make,
+        count: int = 1,
+        seed: int = 0,
+        *,
+        life_ends: bool = False,
+        limit: int = 0,
+        processes: int = 0,
+    ):
+        if count < 1 or min(processes, seed, limit) < 0:
+            raise UserError(
+                f"games: count {count}, processes {processes}, seed {seed}, limit {limit}"
+            )
         self.count = count
         share = [range(k, count, max(1, processes)) for k in range(min(max(1, processes), count))]
-        words = [(make, seed, list(rows), count, life_ends) for rows in share]
+        words = [(make, seed, list(rows), count, life_ends, limit) for rows in share]
         self._groups = [_Remote(*w) if processes else _Local(*w) for w in words]
         self._rows = [list(rows) for rows in share]
         try:
@@ -160,8 +181,8 @@ class Games:
 class _Local:
     """Some seats in this process."""
 
-    def __init__(self, make, seed: int, rows: list[int], count: int, life_ends: bool):
-        self._seats = [Seat(make, seed, row, count, life_ends) for row in rows]
+    def __init__(self, make, seed: int, rows: list[int], *how):
+        self._seats = [Seat(make, seed, row, *how) for row in rows]
 
     def send(self, what: str, words: list[tuple]) -> None:
         found = [getattr(seat, what) for seat in self._seats]
