@@ -3,6 +3,7 @@
 The same command resumes. `python train.py --help` lists the flags, the config file the fields.
 """
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -43,23 +44,28 @@ def main(argv: list[str]) -> int:
     if len(stages) > 1 and (args.init_from or profile):
         flag = "--init_from" if args.init_from else "--profile_steps"
         raise UserError(f"{flag}: of one run, and this command trains {len(stages)}")
-    whole = None
-    if len(stages) > 1 and not args.dry_run:  # the last is this directory, and holds the others
-        whole = run_directory.prepare(*stages[-1], update.OPTIONAL)
-    for config, workdir in stages:
-        if whole is not None and workdir == stages[-1][1]:
-            whole.close()  # which its own training takes
-        system = systems.make(config)
-        if system.fit is not None:
-            if profile:
-                raise UserError(f"--profile_steps: a {config.system} run has no steps to profile")
-            status = system.fit(workdir, init_from=args.init_from, dry_run=args.dry_run)
-        elif args.dry_run:
-            return dry_run.report(system, config)
-        else:
-            status = loop.train(system, config, workdir, init_from=args.init_from, profile=profile)
-        if status:
-            return status
+    with contextlib.ExitStack() as held:
+        if len(stages) > 1 and not args.dry_run:  # the last one's directory holds the others'
+            lock = run_directory.prepare(*stages[-1], update.OPTIONAL)
+            if lock is not None:
+                held.enter_context(lock)
+        for config, workdir in stages:
+            if (config, workdir) == stages[-1]:
+                held.close()  # its own training takes it
+            system = systems.make(config)
+            if system.fit is not None:
+                if profile:
+                    raise UserError(
+                        f"--profile_steps: a {config.system} run has no steps to profile"
+                    )
+                status = system.fit(workdir, init_from=args.init_from, dry_run=args.dry_run)
+            elif args.dry_run:
+                return dry_run.report(system, config)
+            else:
+                how = {"init_from": args.init_from, "profile": profile}
+                status = loop.train(system, config, workdir, **how)
+            if status:
+                return status
     return 0
 
 

@@ -22,15 +22,15 @@ def get_config() -> ConfigDict:
             "base": "",  # a run of a diffusion model, or of the distillation; empty: `pretrain`
             "distilled": "",  # a run of the distillation; empty: it is trained
             "seed": 0,
-            "steps": 1500,  # alternations: one step of D, one of G; 350
-            "batch_size": 64,  # 9062 images, 2048 films
+            "steps": 600,  # alternations: one step of D, one of G; 350
+            "batch_size": 32,  # 9062 images, 2048 films
             "accumulate": 1,
             "time_budget": 0.0,
-            "checkpoint_every": 250,
+            "checkpoint_every": 200,
             "keep": 3,
             "keep_every": 0,
             "log_every": 10,
-            "sample_every": 250,
+            "sample_every": 200,
             "num_samples": 80,
             "data": {"path": ""},  # empty: the base's
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "context": 1},
@@ -72,8 +72,8 @@ def get_config() -> ConfigDict:
                 "huber": False,
             },
             "distil": {  # what is other in the run of the distillation
-                "steps": 1500,
-                "batch_size": 64,
+                "steps": 800,
+                "batch_size": 32,
                 "optimizer": {
                     "learning_rate": 5e-4,  # 1e-5
                     "schedule": "cosine",

@@ -33,8 +33,7 @@ def make(config, assets: dict | None = None) -> System:
       UserError: where fields, the base or the distilled run cannot be used.
     """
     choose(config.get("stage", ""), dict.fromkeys(STAGES), "config.stage")
-    training = assets is None
-    if training:
+    if assets is None:
         assets = origins.read(config)
     base = origins.opened(config, assets)
     backbone, process = base.backbone, base.process
@@ -93,5 +92,4 @@ def make(config, assets: dict | None = None) -> System:
         backbone=None,
     )
     add = {"distil": student.add, "adversarial": adversary.add}[config.stage]
-    one = base.condition(theirs(default), np.arange(1)) if training else None
-    return add(system, base, config, one)
+    return add(system, base, config, lambda: base.condition(theirs(default), np.arange(1)))

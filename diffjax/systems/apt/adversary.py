@@ -1,6 +1,7 @@
 """Stage C: the distilled network as generator, the diffusion model as discriminator."""
 
 import dataclasses
+import functools
 from itertools import pairwise
 
 import jax
@@ -45,7 +46,7 @@ def check(config) -> None:
     sources = ("diffusion", "distilled", "random")
     choose(settings.d_from, dict.fromkeys(sources), f"{where}.d_from")
     ranges = {"r1_sigma": (0, 10), "r1_weight": (0, 1e6), "shift": (0.01, 1000)}
-    ranges |= {"depth": (1e-3, 1), "heads": (0, 1024), "alarm": (0, 1)}
+    ranges |= {"depth": (1e-3, 1), "heads": (0, 1024), "alarm": (0, 100)}
     for name, (low, high) in ranges.items():
         if not low <= settings[name] <= high:
             raise UserError(f"{where}.{name} {settings[name]}: must be from {low:g} to {high:g}")
@@ -100,20 +101,16 @@ def add(system: System, base: System, config, one) -> System:
     Args:
       system: all of it that is sampled.
       base: the diffusion model.
-      one: a condition of one sample; None: only to be sampled.
+      one: () -> a condition of one sample.
     """
     check(config)
-    training = None
-    if one is not None:
-        training, begin = _training(base, config, one)
-        system = dataclasses.replace(system, begin=begin)
-    else:  # what is sampled has this name
-        training = Training(init=None, optimizer=None, step=None, sampled="g")
+    training, begin = _training(base, config, one)
     blind = BLIND[config.adversarial.family]
     return dataclasses.replace(
         system,
         loss=None,
         training=training,
+        begin=begin,
         alarm=lambda records: collapsed(records, config.adversarial.alarm),
         panels=(
             ("losses; dotted: D's where it is blind", ("d_adversarial", "loss_g"), blind),
@@ -128,23 +125,26 @@ def _training(base: System, config, one):
     """(`Training`, `System.begin`) of a config."""
     given, backbone = config.adversarial, base.backbone
     settings = settings_of(config, backbone.std)
-    features, select = backbone.tapped(taps_of(config, backbone.blocks()))
     read = discriminator.ReadOut(given.heads, bias=not losses.family(given.family).paired)
-    discriminate = bases.discriminator(
-        features, lambda params, seen: read.apply({"params": params}, *seen), backbone.feed
-    )
     t, scale = backbone.start
+
+    @functools.cache  # sampling needs none of it
+    def tapped():
+        return backbone.tapped(taps_of(config, backbone.blocks()))
+
+    select = lambda params: tapped()[1](params)
 
     def generate(g, z, cond):
         return bases.generator(lambda x, t: base.denoiser(g, x, t, cond), t, scale)(z)
 
-    move = alternation.moves(generate, discriminate, settings)
+    def discriminate(d, x, t, cond):
+        look = lambda params, seen: read.apply({"params": params}, *seen)
+        return bases.discriminator(tapped()[0], look, backbone.feed)(d, x, t, cond)
 
     def heads(key):
         x = jnp.zeros((1, *backbone.shape))
         own = jax.eval_shape(lambda k: select(base.init(k)), key)
-        look = lambda params, x, told, cond: features(params, x, told, cond)
-        seen = jax.eval_shape(look, own, *backbone.feed(x, jnp.zeros(1)), one)
+        seen = jax.eval_shape(tapped()[0], own, *backbone.feed(x, jnp.zeros(1)), one())
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), seen)
         return read.init(key, *zeros)["params"]
 
@@ -165,6 +165,7 @@ def _training(base: System, config, one):
         if given.times == "zero":
             nought = jnp.zeros_like(for_g.t)
             for_d, for_g = for_d._replace(t_real=nought, t_fake=nought), for_g._replace(t=nought)
+        move = alternation.moves(generate, discriminate, settings)
         params, opt_state, metrics, (of_d, of_g) = move(params, opt_state, for_d, for_g, rate)
         metrics["loss"] = metrics["loss_d"] + metrics["loss_g"]
         metrics |= {"grad_norm_d": optax.global_norm(of_d), "grad_norm_g": optax.global_norm(of_g)}
