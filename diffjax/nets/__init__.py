@@ -192,7 +192,7 @@ ENCODER = {
 }
 DECODER = {**ENCODER, "emb_trans_dec": switch, "emb_policy": one_of("add", "concat")}
 TRANSFORMER = {"module": MotionTransformer, "sharding": motion_transformer.SHARDING}
-TRANSFORMER |= {"rounded": motion_transformer.rounded}
+TRANSFORMER |= {"rounded": motion_transformer.rounded, "unit": motion_transformer.Layer}
 MOTION_KINDS = {
     "trans_enc": Kind(fields=ENCODER, fixed={"decoder": False}, **TRANSFORMER),
     "trans_dec": Kind(fields=DECODER, fixed={"decoder": True}, **TRANSFORMER),

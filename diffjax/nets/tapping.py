@@ -25,7 +25,7 @@ class Tapped(NamedTuple):
     """A network up to its last tap.
 
     Attributes:
-      features: (params, *inputs) -> [tokens [B, N_k, d_k], ...], one for each tap.
+      features: (params, *inputs, **named) -> [tokens [B, N_k, d_k], ...], one for each tap.
       select: the whole network's parameters -> those that `features` takes: what comes after the
         last tap is left out.
     """
@@ -48,6 +48,8 @@ def blocks(net: nn.Module, unit: type | None, inputs: tuple) -> tuple[str, ...]:
     """
     if hasattr(net, "taps"):
         return tuple(str(i + 1) for i in range(net.depth))
+    if unit is None:
+        raise UserError(f"{type(net).__name__}: no blocks that a discriminator could look behind")
     seen = []
 
     def watch(call, args, kwargs, context):
@@ -56,8 +58,9 @@ def blocks(net: nn.Module, unit: type | None, inputs: tuple) -> tuple[str, ...]:
             seen.append("/".join(context.module.path))
         return out
 
+    params = _shapes(net, inputs)
     with nn.intercept_methods(watch):
-        _shapes(net, inputs)
+        jax.eval_shape(lambda p, i: net.apply({"params": p}, *i), params, inputs)
     if not seen or len(set(seen)) < len(seen):
         raise UserError(f"{type(net).__name__}: no blocks that a discriminator could look behind")
     return tuple(seen)
@@ -79,14 +82,16 @@ def tapped(net: nn.Module, unit: type | None, taps: tuple[int, ...], inputs: tup
     if hasattr(net, "taps"):
         short = net.clone(taps=tuple(taps))
         wanted = _shapes(short, inputs)
-        features = lambda params, *inputs: short.apply({"params": params}, *inputs)
+        features = lambda params, *inputs, **named: short.apply(
+            {"params": params}, *inputs, **named
+        )
         return Tapped(features, lambda params: stacking.backbone(params, wanted))
     whole = _shapes(net, inputs)
     look = captured(net, tuple(names[tap - 1] for tap in taps))
     needed = _needed(look, whole, inputs)
     # flax wants all parameters to be there: what nothing depends on is filled with zeros, which
     # the compiler leaves out with whatever would use them.
-    features = lambda params, *inputs: look(_filled(params, whole), *inputs)
+    features = lambda params, *inputs, **named: look(_filled(params, whole), *inputs, **named)
     return Tapped(features, lambda params: _picked(params, needed))
 
 
@@ -97,13 +102,7 @@ def _shapes(net: nn.Module, inputs: tuple):
 
 def _needed(look: Callable, whole, inputs: tuple):
     """A tree of bool like `whole`: whether any feature depends on a parameter."""
-    arrays = tuple(a for a in inputs if a is not None)
-
-    def run(params, *given):
-        given = iter(given)
-        return look(params, *(None if a is None else next(given) for a in inputs))
-
-    jaxpr = jax.make_jaxpr(run)(whole, *arrays).jaxpr
+    jaxpr = jax.make_jaxpr(lambda params, inputs: look(params, *inputs))(whole, inputs).jaxpr
     _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     leaves, tree = jax.tree.flatten(whole)
     return jax.tree.unflatten(tree, used[: len(leaves)])

@@ -81,10 +81,13 @@ class Backbone(NamedTuple):
     cond is what `denoiser` takes after x and t, a pytree of arrays [B, ...].
 
     Attributes:
-      shape: of one sample x0.
+      shape: cond -> the shape of one sample x0.
+      mask: cond -> bool, broadcasting against x0: True is the sample, and not padding, which is 0
+        in the data; or None, where all is.
       std: of the data.
       start: (t, scale): the noisiest time, on `process`, and the deviation that sampling starts
         with there.
+      lowest: the least time that the network was trained at; below, it is told this.
       blocks: () -> how many blocks of the network can be looked behind.
       tapped: blocks, counted from 1 -> (features, select). features(params, x, told, cond) ->
         (tokens [[B, N_k, d_k], ...], masks of those that count, or None); select: the network's
@@ -98,9 +101,11 @@ class Backbone(NamedTuple):
       asks: the fields of the request that say what is made and not how.
     """
 
-    shape: tuple[int, ...]
+    shape: Callable
+    mask: Callable
     std: float
     start: tuple[float, float]
+    lowest: float
     blocks: Callable
     tapped: Callable
     feed: Callable

@@ -51,9 +51,11 @@ def make(
         return images.to_float(batch["image"]), label
 
     return Backbone(
-        shape=shape,
+        shape=lambda label: shape,
+        mask=lambda label: None,
         std=std,
         start=start,
+        lowest=0.0,
         blocks=lambda: len(tapping.blocks(net, unit, inputs)),
         tapped=tapped,
         feed=feed,

@@ -55,17 +55,23 @@ def make(config, assets: dict | None = None) -> System:
         return base.condition_like(theirs(request), source, index)
 
     def problem(params, keys, cond, request) -> Problem:
-        denoise = bases.estimate(process, lambda x, t: base.denoiser(params, x, t, cond))
+        whole = lambda x, t: base.denoiser(params, x, t, cond)
+        denoise = bases.estimate(process, whole, backbone.lowest)
         grid = end * timesteps.trailing(request.steps, request.shift)
-        normal = samplers.draws(keys, backbone.shape, process)
+        normal = samplers.draws(keys, backbone.shape(cond), process)
         t, scale = backbone.start
         # The base's start scale z at its time t, on the straight path.
         begin = scale * (1 - end) / float(process.at(t).alpha) if end < 1 else 1.0
         start = np.float32(begin) * normal(0)
         # Draw 0 is the start, draw k + 1 is the sampler's k-th.
-        return Problem(denoise, processes.flow(), grid, start, lambda k: normal(k + 1))
+        noise = lambda k: normal(k + 1)
+        return Problem(denoise, processes.flow(), grid, start, noise, backbone.mask(cond))
 
     def pixels(params, keys, cond, request):
+        if request.steps == 1:  # as it was trained, to the bit
+            z = samplers.draws(keys, backbone.shape(cond), process)(0)
+            one = lambda x, t: base.denoiser(params, x, t, cond)
+            return bases.generator(one, *backbone.start)(z)
         denoise, _, grid, x, noise = problem(params, keys, cond, request).arguments
         return multistep.sample(denoise, grid, x, noise, request.mode)
 

@@ -135,18 +135,21 @@ def _training(base: System, config, one):
     select = lambda params: tapped()[1](params)
 
     def generate(g, z, cond):
-        return bases.generator(lambda x, t: base.denoiser(g, x, t, cond), t, scale)(z)
+        made = bases.generator(lambda x, t: base.denoiser(g, x, t, cond), t, scale)(z)
+        mask = backbone.mask(cond)
+        return made if mask is None else jnp.where(mask, made, 0)
 
     def discriminate(d, x, t, cond):
         look = lambda params, seen: read.apply({"params": params}, *seen)
         return bases.discriminator(tapped()[0], look, backbone.feed)(d, x, t, cond)
 
     def heads(key):
-        x = jnp.zeros((1, *backbone.shape))
+        cond = one()
+        x = jnp.zeros((1, *backbone.shape(cond)))
         own = jax.eval_shape(lambda k: select(base.init(k)), key)
-        seen = jax.eval_shape(tapped()[0], own, *backbone.feed(x, jnp.zeros(1)), one())
+        (seen, _) = jax.eval_shape(tapped()[0], own, *backbone.feed(x, jnp.zeros(1)), cond)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), seen)
-        return read.init(key, *zeros)["params"]
+        return read.init(key, zeros)["params"]
 
     def init(key):
         keys = jax.random.split(key, 3)

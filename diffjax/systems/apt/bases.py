@@ -52,7 +52,7 @@ def last_time(process: Process, t: float) -> float:
     return float(level.sigma / (level.alpha + level.sigma))
 
 
-def estimate(process: Process, denoise: Callable) -> Callable:
+def estimate(process: Process, denoise: Callable, lowest: float = 0.0) -> Callable:
     """f(x, t) of a base on the straight path x = (1 - t) x0 + t n: its estimate of x0.
 
     The base sees the same x0 at the same ratio r = t/(1 - t), in its own scale and time: on EDM
@@ -61,6 +61,7 @@ def estimate(process: Process, denoise: Callable) -> Callable:
     Args:
       process: with `t_of`, and a number for alpha.
       denoise: (x, t) -> x0 on that process.
+      lowest: the base's least time; below, it is told this.
 
     Returns:
       a function (x, t) -> x's shape; t broadcasts against x and is above 0. At t = 1 the ratio is
@@ -74,19 +75,22 @@ def estimate(process: Process, denoise: Callable) -> Callable:
         t = jnp.minimum(t, 1 - 1e-6)
         level = process.at(process.t_of(t / (1 - t))).cast(x.dtype)
         # x = (1 - t)(x0 + r n), and the base's is alpha (x0 + r n).
-        return denoise(level.alpha / (1 - t) * x, level.t)
+        return denoise(level.alpha / (1 - t) * x, jnp.maximum(level.t, lowest))
 
     return f
 
 
-def velocity(process: Process, denoise: Callable, lowest: float = 1e-4) -> Callable:
+def velocity(
+    process: Process, denoise: Callable, lowest: float = 1e-4, told: float = 0.0
+) -> Callable:
     """v(x, t) = (x - x0)/t of a base, on the straight path; x0 is `estimate`'s, so x - t v is too.
 
     Args:
       process, denoise: as `estimate`.
       lowest: times below are taken for this one, as nobody is trained at 0.
+      told: the base's least time, as `estimate`'s lowest.
     """
-    f = estimate(process, denoise)
+    f = estimate(process, denoise, told)
 
     def v(x, t):
         t = jnp.maximum(jnp.asarray(t, x.dtype), lowest)

@@ -71,11 +71,13 @@ def add(system: System, base: System, config, one) -> System:
 
     def velocity(params, cond, guided: float = 1.0):
         denoise = lambda x, t: base.denoiser(params, x, t, cond)
+        mask = backbone.mask(cond)
         if guided != 1:
             nobody = backbone.unconditional(cond)
             free = lambda x, t: base.denoiser(params, x, t, nobody)
             denoise = guidance.cfg(denoise, free, guided)
-        return bases.velocity(process, denoise)
+        whole = denoise if mask is None else lambda x, t: jnp.where(mask, denoise(x, t), 0)
+        return bases.velocity(process, whole, told=backbone.lowest)
 
     def loss(params, batch, key, teacher):
         of_data, of_n, of_eps = jax.random.split(key, 3)
@@ -84,7 +86,7 @@ def add(system: System, base: System, config, one) -> System:
             velocity(params, cond),
             velocity(teacher, cond, scale),
             x0,
-            alternation.normal(of_eps, batch["row"], backbone.shape),
+            alternation.normal(of_eps, batch["row"], x0.shape[1:]),
             consistency.indices(of_n, batch["row"], settings.steps),
             grid,
             solver=settings.solver,
