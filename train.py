@@ -3,6 +3,7 @@
 The same command resumes. `python train.py --help` lists the flags, the config file the fields.
 """
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -33,20 +34,39 @@ def main(argv: list[str]) -> int:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 
     from diffjax import systems  # JAX is imported after its flags are set
-    from diffjax.run import devices, dry_run, loop
+    from diffjax.run import devices, dry_run, loop, run_directory, update
 
     devices.start(args.distributed)
     workdir = Path(args.workdir or f"runs/{config.name}")
     if args.init_from and Path(args.init_from).resolve() == workdir.resolve():
         raise UserError("--init_from is the workdir itself: the same command resumes without it")
-    system = systems.make(config)
-    if system.fit is not None:
-        if profile:
-            raise UserError(f"--profile_steps: a {config.system} run has no steps to profile")
-        return system.fit(workdir, init_from=args.init_from, dry_run=args.dry_run)
-    if args.dry_run:
-        return dry_run.report(system, config)
-    return loop.train(system, config, workdir, init_from=args.init_from, profile=profile)
+    stages = systems.stages(config, workdir)
+    if len(stages) > 1 and (args.init_from or profile):
+        flag = "--init_from" if args.init_from else "--profile_steps"
+        raise UserError(f"{flag}: of one run, and this command trains {len(stages)}")
+    with contextlib.ExitStack() as held:
+        if len(stages) > 1 and not args.dry_run:  # the last one's directory holds the others'
+            lock = run_directory.prepare(*stages[-1], update.OPTIONAL)
+            if lock is not None:
+                held.enter_context(lock)
+        for config, workdir in stages:
+            if (config, workdir) == stages[-1]:
+                held.close()  # its own training takes it
+            system = systems.make(config)
+            if system.fit is not None:
+                if profile:
+                    raise UserError(
+                        f"--profile_steps: a {config.system} run has no steps to profile"
+                    )
+                status = system.fit(workdir, init_from=args.init_from, dry_run=args.dry_run)
+            elif args.dry_run:
+                return dry_run.report(system, config)
+            else:
+                how = {"init_from": args.init_from, "profile": profile}
+                status = loop.train(system, config, workdir, **how)
+            if status:
+                return status
+    return 0
 
 
 if __name__ == "__main__":

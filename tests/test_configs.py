@@ -29,7 +29,7 @@ SIZES = {
 
 
 LARGE = ("relay_celebahq64", "relay_celebahq256", "relay_imagenet256", "edm_imagenet64")
-LARGE += ("edm_cifar10", "edm_ffhq64")
+LARGE += ("edm_cifar10", "edm_ffhq64", "apt")
 
 
 def marked(path: Path):
@@ -37,6 +37,7 @@ def marked(path: Path):
     return pytest.param(path, id=path.stem, marks=marks)
 
 
+STAGES = [path for path in CONFIGS if path.stem.startswith("apt")]
 OWN_LOOP = [path for path in CONFIGS if path.stem.startswith("diamond")]
 
 
@@ -56,7 +57,33 @@ def test_a_config_of_an_outer_loop_makes_its_networks(path):
         assert sizes["denoiser"] == 4_405_955 + 128
 
 
-@pytest.mark.parametrize("path", map(marked, [p for p in CONFIGS if p not in OWN_LOOP]))
+@pytest.mark.parametrize("path", map(marked, STAGES))
+def test_a_config_in_stages_makes_their_states(path, tmp_path):
+    config = cli.load_config(str(path))
+    config.mesh.data = 1
+    (base, _), *stages = systems.stages(config, tmp_path)
+    assert [c.stage for c, _ in stages] == ["distil", "adversarial"]
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), meshes.AXES)
+    about = {"image_shape": [24, 24, 3], "class_names": ["a", "b"], "fingerprint": ""}
+    for config, _ in stages:
+        system = systems.make(config, {"data": about, "base": {"config": base.to_dict()}})
+        loop.check_config(config)
+        loop.check_request(system, system.request, config.num_samples)
+        state, _ = update.state_shapes(system, config, mesh)
+        shape = {"image": ((24, 24, 3), np.uint8), "label": ((), np.int32)}
+        batch = {k: jax.ShapeDtypeStruct((config.batch_size, *s), d) for k, (s, d) in shape.items()}
+        beside = [] if system.beside is None else [jax.eval_shape(system.init, jax.random.key(0))]
+        step = update.step_function(system, config, Passed, mesh)
+        after, metrics = jax.eval_shape(step, state, batch, np.float32(0), *beside)
+        shapes = [[a.shape for a in jax.tree.leaves(tree)] for tree in (after, state)]
+        assert shapes[0] == shapes[1]
+        assert {"loss", "grad_norm", "learning_rate"} <= set(metrics)
+
+
+ONE_RUN = [p for p in CONFIGS if p not in (*OWN_LOOP, *STAGES)]
+
+
+@pytest.mark.parametrize("path", map(marked, ONE_RUN))
 def test_a_config_makes_a_state(path):
     config = cli.load_config(str(path))
     size = SIZES.get(path.stem, 24)

@@ -84,6 +84,7 @@ def known_flags(trained):
             flags[name] |= {f"--{field.name}" for field in dataclasses.fields(relay.Request)}
             flags[name] |= {f"--{field.name}" for field in dataclasses.fields(mdm.Request)}
             flags[name] |= {f"--{field.name}" for field in dataclasses.fields(diamond.Request)}
+            flags[name] |= {"--mode", "--shift"}  # of a one-step generator, beside its base's
     return flags
 
 
@@ -157,7 +158,7 @@ def test_modules_in_commands_exist():
 def test_config_fields_in_the_text_exist(page):
     config = cli.load_config(str(ROOT / "configs" / "emoji.py"))
     flat = cli.flatten(config)
-    for other in ("relay_tiny", "mdm_tiny", "diamond_tiny"):
+    for other in ("relay_tiny", "mdm_tiny", "diamond_tiny", "apt_tiny"):
         flat |= cli.flatten(cli.load_config(str(ROOT / "configs" / f"{other}.py")))
     groups = {".".join(k.split(".")[:n]) for k in flat for n in range(1, k.count(".") + 1)}
     text = FENCE.sub("", page.read_text())

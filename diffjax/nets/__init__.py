@@ -131,6 +131,8 @@ class Kind(NamedTuple):
       sharding: (regular expression over a path, PartitionSpec), ....
       fixed: {attribute: value} that this kind stands for.
       rounded: (params, dtype) -> params with what is rounded at each use rounded once, or None.
+      unit: the class of the blocks that a discriminator looks behind, or None, where the network
+        has taps of its own or is none that one could be made of.
     """
 
     module: Callable
@@ -138,6 +140,7 @@ class Kind(NamedTuple):
     sharding: tuple
     fixed: dict = {}
     rounded: Callable | None = None
+    unit: type | None = None
 
 
 UNET = {
@@ -167,8 +170,9 @@ MMDIT |= {"time_scale": number, "scan": switch, "remat": switch, "dtype": dtype}
 DIT = {"size": size, "patch": whole, "time_scale": number, "scan": switch, "remat": switch}
 
 EDM = {"sharding": edm_blocks.SHARDING, "rounded": edm_blocks.rounded}
+EDM |= {"unit": edm_blocks.UNetBlock}
 KINDS = {
-    "unet_small": Kind(UNetSmall, SMALL, unet_small.SHARDING),
+    "unet_small": Kind(UNetSmall, SMALL, unet_small.SHARDING, unit=unet_small.Block),
     "ddpmpp": Kind(SongUNet, UNET, fixed={**DDPMPP, "resample_filter": (1, 1)}, **EDM),
     "ncsnpp": Kind(SongUNet, UNET, fixed={**NCSNPP, "resample_filter": (1, 3, 3, 1)}, **EDM),
     "adm": Kind(DhariwalUNet, UNET, **EDM),
@@ -188,7 +192,7 @@ ENCODER = {
 }
 DECODER = {**ENCODER, "emb_trans_dec": switch, "emb_policy": one_of("add", "concat")}
 TRANSFORMER = {"module": MotionTransformer, "sharding": motion_transformer.SHARDING}
-TRANSFORMER |= {"rounded": motion_transformer.rounded}
+TRANSFORMER |= {"rounded": motion_transformer.rounded, "unit": motion_transformer.Layer}
 MOTION_KINDS = {
     "trans_enc": Kind(fields=ENCODER, fixed={"decoder": False}, **TRANSFORMER),
     "trans_dec": Kind(fields=DECODER, fixed={"decoder": True}, **TRANSFORMER),
@@ -296,6 +300,11 @@ def make_world(network, *, num_actions: int, past_frames: int = 4):
 def sharding(network) -> tuple:
     """Returns the net's rules, (regular expression over a path, PartitionSpec), ...."""
     return _kind(network).sharding
+
+
+def unit(network) -> type | None:
+    """Returns the class of the net's blocks, for `tapping`; None where it has taps of its own."""
+    return _kind(network).unit
 
 
 def rounded(network, params):

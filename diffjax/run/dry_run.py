@@ -19,12 +19,13 @@ def report(system: System, config) -> int:
     check_config(config)
     mesh = meshes.make_mesh(config.mesh)
     update.check_batch(config, mesh)
-    shapes = jax.eval_shape(system.init, jax.random.key(0))
+    state, shardings = update.state_shapes(system, config, mesh)
+    shapes = state.params
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         print(f"{meshes.path_name(path):48} {leaf.dtype!s:9} {tuple(leaf.shape)}")
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
-    state, shardings = update.state_shapes(system, config, mesh)
+    beside = [] if system.beside is None else [system.beside(mesh)[0]]
     feed = make_feed(system, config, mesh)
     share = jax.ShapeDtypeStruct((), jnp.float32, sharding=meshes.replicated(mesh))
     step = jax.jit(
@@ -32,7 +33,7 @@ def report(system: System, config) -> int:
         donate_argnums=0,
         out_shardings=(shardings, meshes.replicated(mesh)),
     )
-    compiled = step.lower(state, feed.shapes, share).compile()
+    compiled = step.lower(state, feed.shapes, share, *beside).compile()
     costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     print(f"devices     {of_mesh(mesh)}")
     print(f"parameters  {count:,}")

@@ -42,6 +42,8 @@ def train(
     """
     # ---- devices, shapes: whatever may be wrong shows before anything is written --------------
     check_config(config)
+    if init_from and system.begin is not None:
+        raise UserError("--init_from: this run starts from the runs that its config names")
     mesh = meshes.make_mesh(config.mesh)
     update.check_batch(config, mesh)
     main = jax.process_index() == 0
@@ -50,8 +52,15 @@ def train(
     request = system.request
     check_request(system, request, config.num_samples)
     weights = source = None
-    if init_from and not run_directory.holds_checkpoint(workdir):
-        weights, source = load_weights(system, init_from, shapes.params, shardings.params)
+    if not run_directory.holds_checkpoint(workdir):
+        if system.begin is not None:
+            weights, source = system.begin(mesh)
+        elif init_from:
+            weights, source = load_weights(system, init_from, shapes.params, shardings.params)
+    beside, looked_at = [], ""
+    if system.beside is not None:
+        tree, looked_at = system.beside(mesh)
+        beside.append(tree)
 
     # ---- the run directory ------------------------------------------------------------------
     lock = run_directory.prepare(config, workdir, {**update.OPTIONAL, **system.optional})
@@ -67,11 +76,15 @@ def train(
                 f"{workdir} was trained on other data than {config.data.path!r}; "
                 "give these data another --workdir"
             )
+        if meta.get("beside", looked_at) != looked_at:
+            raise UserError(
+                f"{workdir} was trained beside {meta['beside']}, and now there is {looked_at}: "
+                "give it that one back, or another --workdir"
+            )
         state, elapsed = checkpoints.restore(shapes, newest)[0], float(meta["elapsed"])
     else:
-        state = update.init_state(system, config, shardings)
-        if weights is not None:
-            state = start_from(state, weights)
+        state = update.init_state(system, config, shardings, weights)
+        del weights  # the state has them
     first = step = newest or 0
 
     def progress() -> float:
@@ -87,16 +100,23 @@ def train(
         append_json(workdir / "log.jsonl", {**record, **logs.environment(config.seed)})
     log = logs.Logger(workdir, start=step, steps=config.steps, batch_size=config.batch_size)
     sample = sampling.sampler(system, request, mesh)
+    known = system.alarm is not None and (workdir / "metrics.jsonl").is_file()
+    history = logs.read_metrics(workdir) if known else []
 
     def save() -> None:
         data_print = run_directory.fingerprint(system)
         meta = {"elapsed": elapsed, "fingerprint": data_print, "ema": sorted(config.ema)}
+        meta |= {"beside": looked_at} if looked_at else {}
         checkpoints.save(state, meta)
         if main:
             append_json(workdir / "log.jsonl", {"event": "checkpoint", "step": step})
 
     def picture() -> Path:
         return workdir / "samples" / f"step_{step:08d}{system.suffix}"
+
+    def plot() -> None:
+        if main:
+            pictures.loss_plot(workdir / "metrics.jsonl", workdir / "loss.png", system.panels)
 
     def draw() -> None:
         outputs = sampling.collect(
@@ -109,9 +129,11 @@ def train(
             mesh=mesh,
             run=sample,
         )
+        if system.compare is not None:
+            compare(system, config, workdir, mesh)
         if main:
             system.show(outputs, workdir / f"samples{system.suffix}")
-            pictures.loss_plot(workdir / "metrics.jsonl", workdir / "loss.png")
+            plot()
             run_directory.copy(
                 workdir / f"samples{system.suffix}", picture()
             )  # last: it says that all are made
@@ -143,7 +165,7 @@ def train(
             fed = next(data)
             share = jax.device_put(np.float32(progress()), place)
             with jax.transfer_guard("disallow"):
-                state, metrics = run_step(state, fed, share)
+                state, metrics = run_step(state, fed, share, *beside)
             step += 1
             pending.append(metrics)
             # Two steps in flight keep the device busy and Ctrl-C prompt.
@@ -165,6 +187,11 @@ def train(
                 pending.clear()
                 left = config.time_budget - elapsed if config.time_budget else None
                 log.metrics(step, means, left)
+                if system.alarm is not None:
+                    history.append({"step": step, **means})
+                    if (found := system.alarm(history)) is not None:
+                        plot()
+                        raise UserError(alarmed(*found, checkpoints, workdir))
             if saving:
                 save()
             if step % config.sample_every == 0 and not last:
@@ -181,8 +208,7 @@ def train(
         raise UserError(bad_step(int(state.bad_step), checkpoints, workdir))
     if not finished:
         save()
-        if main:
-            pictures.loss_plot(workdir / "metrics.jsonl", workdir / "loss.png")
+        plot()
     # A kill may have come between the last checkpoint and these: then they are made now.
     if finished and not picture().exists():
         draw()
@@ -260,10 +286,25 @@ def load_weights(system: System, init_from: str, shapes, shardings):
     return jax.device_put(trees.fit(trees.load(path), shapes, init_from), shardings), str(path)
 
 
-def start_from(state: update.State, params) -> update.State:
-    """Returns the new state with other weights, EMAs included."""
-    copies = {name: jax.tree.map(lambda a: a.copy(), params) for name in state.ema}
-    return state._replace(params=params, ema=copies)
+def compare(system: System, config, workdir: Path, mesh) -> None:
+    """Draws base.png, once: what the samples of this run are shown beside."""
+    path = workdir / f"base{system.suffix}"
+    if not agreed(float(path.exists())):
+        outputs = system.compare(mesh, config.num_samples, config.seed)
+        if jax.process_index() == 0:
+            system.show(outputs, path)
+
+
+def alarmed(since: int, what: str, checkpoints: Checkpoints, workdir: Path) -> str:
+    """Returns the line that a run's own alarm leaves with; since: the first step of it."""
+    checkpoints.wait()
+    good = max((s for s in checkpoints.steps() if s <= since), default=None)
+    if jax.process_index() == 0:
+        append_json(workdir / "log.jsonl", {"event": "alarm", "step": since})
+    kept = "no checkpoint from before is kept (config.keep)"
+    if good is not None:
+        kept = f"the last good checkpoint is step {good} (sample.py --step {good})"
+    return f"{workdir}: {what}; {kept}"
 
 
 def bad_step(

@@ -62,8 +62,15 @@ def labelled_grid(images, labels, names, path: Path) -> None:
     save_image(sheet, path)
 
 
-def loss_plot(metrics: Path, path: Path) -> None:
-    """Draws the loss and the learning rate of a metrics.jsonl over the steps."""
+def loss_plot(metrics: Path, path: Path, panels: tuple = ()) -> None:
+    """Draws the loss and the learning rate of a metrics.jsonl over the steps, or what panels say.
+
+    Args:
+      metrics: the file; one without records draws nothing.
+      path: the PNG to write.
+      panels: ((title, names of metrics, a level to draw as a line or None), ...), one above the
+        other; metrics that there are none of are left out. (): loss and rate.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -72,13 +79,22 @@ def loss_plot(metrics: Path, path: Path) -> None:
     records = [r for r in records if "loss" in r]
     if not records:
         return
+    figure = Figure(figsize=(7, max(4, 2.4 * len(panels))), layout="constrained")
+    FigureCanvasAgg(figure)
+    if panels:
+        _draw_panels(figure, records, panels)
+    else:
+        _draw_loss(figure.add_subplot(), records)
+    temporary = path.with_name(path.name + ".tmp")
+    figure.savefig(temporary, dpi=100, format="png")
+    os.replace(temporary, path)
+
+
+def _draw_loss(axis, records: list[dict]) -> None:
     steps = np.array([r["step"] for r in records])
     loss = np.array([r["loss"] for r in records])
     window = max(1, len(loss) // 25)
     smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.add_subplot()
     axis.plot(steps, loss, color="tab:blue", alpha=0.25, label="loss")
     if window > 1:
         axis.plot(
@@ -93,6 +109,19 @@ def loss_plot(metrics: Path, path: Path) -> None:
     rates.plot(steps, [r["learning_rate"] for r in records], "tab:orange", lw=1, alpha=0.7)
     rates.set_ylabel("learning rate", color="tab:orange")
     axis.legend(loc="upper right")
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, dpi=100, format="png")
-    os.replace(temporary, path)
+
+
+def _draw_panels(figure, records: list[dict], panels: tuple) -> None:
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (title, names, level) in zip(axes, panels):
+        for name in names:
+            found = [(r["step"], r[name]) for r in records if name in r]
+            if found:
+                axis.plot(*zip(*found), lw=1, label=name)
+        if level is not None:
+            axis.axhline(level, color="grey", lw=1, ls=":")
+        axis.set_title(title, fontsize=9)
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(loc="upper right", fontsize=8)
+    axes[-1].set_xlabel("step")

@@ -182,12 +182,13 @@ def _own_params(system: System, workdir: Path, mesh: Mesh, ema: str, step: int):
         if checkpoints.newest() is not None:
             step = checkpoints.newest() if step < 0 else step
             names = {name: name for name in checkpoints.meta(step)["ema"]}
+            raw = f"params/{system.training.sampled}" if system.training else "params"
             if not names and not ema:  # a system without averages
-                return checkpoints.restore_part("params", structs, step), f"step {step}"
+                return checkpoints.restore_part(raw, structs, step), f"step {step}"
             if ema.startswith(posthoc.PREFIX):
                 return _posthoc(checkpoints, cli.read_config(workdir), structs, ema, step)
             if ema == "none":
-                found = checkpoints.restore_part("params", structs, step)
+                found = checkpoints.restore_part(raw, structs, step)
             else:
                 ema = choose(ema, {**names, "none": ""}, "--ema") if ema else next(iter(names))
                 found = checkpoints.restore_part(f"ema/{ema}", structs, step)

@@ -55,6 +55,66 @@ class Problem(NamedTuple):
         return self[:5]
 
 
+class Training(NamedTuple):
+    """How a system trains whose networks have losses of their own, such as adversaries.
+
+    Averages, the guard against what is not finite, checkpoints and logs are those of every run.
+
+    Attributes:
+      init: key -> {name: parameters of one network, ...}. Traceable.
+      optimizer: those -> the optimisers' state.
+      step: (params, opt_state, batch, key, rate) -> (params, opt_state, metrics): one step of all.
+        batch and key are as `System.loss` takes them, rate is the schedule's. The metrics have
+        "loss" and "grad_norm", not finite where anything is not.
+      sampled: the network that is averaged and sampled: `System.init` is of it alone.
+    """
+
+    init: Callable
+    optimizer: Callable
+    step: Callable
+    sampled: str
+
+
+class Backbone(NamedTuple):
+    """What post-training needs of a system beside `process` and `denoiser`.
+
+    cond is what `denoiser` takes after x and t, a pytree of arrays [B, ...].
+
+    Attributes:
+      shape: cond -> the shape of one sample x0.
+      mask: cond -> bool, broadcasting against x0: True is the sample, and not padding, which is 0
+        in the data; or None, where all is.
+      std: of the data.
+      start: (t, scale): the noisiest time, on `process`, and the deviation that sampling starts
+        with there.
+      lowest: the least time that the network was trained at; below, it is told this.
+      blocks: () -> how many blocks of the network can be looked behind.
+      tapped: blocks, counted from 1 -> (features, select). features(params, x, told, cond) ->
+        (tokens [[B, N_k, d_k], ...], masks of those that count, or None); select: the network's
+        parameters -> those that features needs.
+      feed: (x0, t [B] in [0, 1]) -> (x, told [B]): clean data in the scale in which the network is
+        fed, and what it is told at that share of noise.
+      examples: (batch, key) -> (x0 float32 [B, ...], cond): the data without augmentation or
+        dropped conditions, arguments as `System.loss`.
+      unconditional: cond -> the cond of nobody; None where the network knows none.
+      finish: (x0, cond) -> outputs, as `System.sample`.
+      asks: the fields of the request that say what is made and not how.
+    """
+
+    shape: Callable
+    mask: Callable
+    std: float
+    start: tuple[float, float]
+    lowest: float
+    blocks: Callable
+    tapped: Callable
+    feed: Callable
+    examples: Callable
+    unconditional: Callable | None
+    finish: Callable
+    asks: tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class System:
     """A diffusion system as a record of pure functions. `run` knows this and nothing else.
@@ -113,6 +173,18 @@ class System:
       judge: (source, metric, net name, sharding=) -> a `metrics.judging.Judge`: a score of any part
         of the samples, for intervals. Raises as `evaluate`. None: `evaluate` itself is asked for
         each part, which is slower.
+      training: a `Training`, which is then asked in place of `loss`; None: one network, one loss.
+      begin: mesh -> (the parameters that a new run starts from, placed and its own to change, what
+        they are). None: those of `init`, or of train.py's --init_from.
+      beside: mesh -> (weights of another run that training looks at and leaves as they are, what
+        they are). `loss` then takes them as its fourth argument.
+      compare: (mesh, num, seed) -> outputs, of the same conditions, that a run's samples are shown
+        beside; None: of nothing.
+      alarm: the records of metrics.jsonl -> None, or (the first step of what is wrong, a sentence
+        on what it is and what to try), and the run ends.
+      panels: ((title, names of metrics, a level to draw or None), ...), the panels of loss.png;
+        (): the loss and the rate.
+      backbone: a `Backbone`, for whoever trains the network further. None: it cannot be.
     """
 
     init: Callable
@@ -145,6 +217,13 @@ class System:
     judge: Callable | None = None
     fit: Callable | None = None
     play: Callable | None = None
+    training: Training | None = None
+    begin: Callable | None = None
+    beside: Callable | None = None
+    compare: Callable | None = None
+    alarm: Callable | None = None
+    panels: tuple = ()
+    backbone: Backbone | None = None
 
 
 def save_assets(assets: dict[str, Any], workdir: Path) -> None:

@@ -95,12 +95,26 @@ def make_optimizer(optimizer) -> optax.GradientTransformation:
     return optax.chain(*parts)
 
 
-def _create(system: System, config, key) -> State:
-    params = system.init(key)
+def averaged(system: System, params):
+    """What of a state's parameters is averaged and sampled: all, or the network that says so."""
+    return params if system.training is None else params[system.training.sampled]
+
+
+def create(system: System, config, params) -> State:
+    """The state of step 0 from parameters, which it takes over."""
     # Copies: the first donation must not find one buffer under two names.
-    emas = {name: jax.tree.map(jnp.copy, params) for name in config.ema}
+    emas = {name: jax.tree.map(jnp.copy, averaged(system, params)) for name in config.ema}
+    if system.training is None:
+        opt_state = make_optimizer(config.optimizer).init(params)
+    else:
+        opt_state = system.training.optimizer(params)
     zero = jnp.zeros((), jnp.int32)
-    return State(zero, params, emas, make_optimizer(config.optimizer).init(params), zero - 1)
+    return State(zero, params, emas, opt_state, zero - 1)
+
+
+def _create(system: System, config, key) -> State:
+    init = system.init if system.training is None else system.training.init
+    return create(system, config, init(key))
 
 
 def state_shapes(system: System, config, mesh: Mesh) -> tuple[State, State]:
@@ -113,17 +127,19 @@ def state_shapes(system: System, config, mesh: Mesh) -> tuple[State, State]:
     return jax.tree.map(place, shapes, shardings), shardings
 
 
-def init_state(system: System, config, shardings: State) -> State:
-    """Returns the state of step 0, born in its shardings.
+def init_state(system: System, config, shardings: State, params=None) -> State:
+    """Returns the state of step 0, born in its shardings; of placed `params` where these are given.
 
     On one device the parameters are made leaf by leaf, because compiling one large init is slow
     on an accelerator; on several they are jitted so that no device ever holds the whole.
     """
     key = jax.random.fold_in(jax.random.key(config.seed), INIT)
-    create = lambda k: _create(system, config, k)
+    make = lambda given: create(system, config, given)
+    if params is None:
+        make, params = lambda k: _create(system, config, k), key
     if shardings.step.mesh.size == 1:
-        return jax.device_put(create(key), shardings)
-    return jax.jit(create, out_shardings=shardings)(key)
+        return jax.device_put(make(params), shardings)
+    return jax.jit(make, out_shardings=shardings)(params)
 
 
 # Streams of randomness under one seed: step i takes fold_in(key, i), so the others start above
@@ -132,7 +148,9 @@ INIT, DATA = 2**32 - 1, 2**32 - 2
 
 
 def step_function(system: System, config, feed, mesh: Mesh) -> Callable:
-    """Returns step(state, fed, progress) -> (state, metrics), to be jitted with the state donated.
+    """Returns step(state, fed, progress, *beside) -> (state, metrics), jitted with state donated.
+
+    beside: the weights of `system.beside`, where it has them.
 
     Args:
       feed: `take(fed, key, step) -> batch` turns what the host feeds into a batch, inside jit.
@@ -141,12 +159,13 @@ def step_function(system: System, config, feed, mesh: Mesh) -> Callable:
     The key of step i is fold_in(key(seed), i): nothing random is stored. With config.accumulate
     = a, the batch goes through in a slices whose gradients are averaged.
     """
-    tx = make_optimizer(config.optimizer)
+    tx = make_optimizer(config.optimizer) if system.training is None else None
     rules = {name: ema_rule(name, c, config.batch_size) for name, c in config.ema.items()}
     parts = config.accumulate
 
-    def loss_and_gradient(params, batch, key):
-        value_and_grad = jax.value_and_grad(system.loss, has_aux=True)
+    def loss_and_gradient(params, batch, key, beside):
+        loss = lambda params, batch, key: system.loss(params, batch, key, *beside)
+        value_and_grad = jax.value_and_grad(loss, has_aux=True)
         if parts == 1:
             return value_and_grad(params, batch, key)
         # Slice j takes every parts-th row, so that each device keeps the rows it has.
@@ -160,28 +179,35 @@ def step_function(system: System, config, feed, mesh: Mesh) -> Callable:
         total, _ = jax.lax.scan(add, zeros, slices)
         return jax.tree.map(lambda a: a / parts, total)
 
-    def step(state: State, fed, progress):
+    def moved(state: State, batch, key, rate, beside):
+        """(params, opt_state, metrics with loss and grad_norm) after this step."""
+        if system.training is not None:
+            return system.training.step(state.params, state.opt_state, batch, key, rate)
+        (loss, metrics), gradient = loss_and_gradient(state.params, batch, key, beside)
+        norm = optax.global_norm(gradient)
+        direction, opt_state = tx.update(gradient, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+        return params, opt_state, dict(metrics, loss=loss, grad_norm=norm)
+
+    def step(state: State, fed, progress, *beside):
         base = jax.random.key(config.seed)
         batch = feed.take(fed, jax.random.fold_in(base, DATA), state.step)
         batch = dict(batch, row=jnp.arange(config.batch_size, dtype=jnp.int32))
         batch = jax.lax.with_sharding_constraint(batch, meshes.rows(mesh))
-        (loss, metrics), gradient = loss_and_gradient(
-            state.params, batch, jax.random.fold_in(base, state.step)
-        )
-        norm = optax.global_norm(gradient)
-        direction, opt_state = tx.update(gradient, state.opt_state, state.params)
         rate = learning_rate(config.optimizer, state.step, progress)
-        params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+        key = jax.random.fold_in(base, state.step)
+        params, opt_state, metrics = moved(state, batch, key, rate, beside)
         ema = {
-            name: ema_rules.update(state.ema[name], params, rule(state.step))
+            name: ema_rules.update(state.ema[name], averaged(system, params), rule(state.step))
             for name, rule in rules.items()
         }
         new = State(state.step + 1, params, ema, opt_state, state.bad_step)
-        good = jnp.isfinite(loss) & jnp.isfinite(norm) & (state.bad_step < 0)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        good = finite & (state.bad_step < 0)
         kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
         first_bad = jnp.where(state.bad_step < 0, state.step, state.bad_step)
         kept = kept._replace(bad_step=jnp.where(good, -1, first_bad))
-        return kept, dict(metrics, loss=loss, grad_norm=norm, learning_rate=rate)
+        return kept, dict(metrics, learning_rate=rate)
 
     return step
 

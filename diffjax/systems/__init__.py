@@ -5,16 +5,35 @@ import functools
 import importlib
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from diffjax.errors import UserError, choose
 from diffjax.run import cli
 from diffjax.run.system import System, load_assets
 
 SYSTEMS = {
+    "apt": "diffjax.systems.apt",
     "diamond": "diffjax.systems.diamond",
     "edm": "diffjax.systems.edm",
     "mdm": "diffjax.systems.mdm",
     "relay": "diffjax.systems.relay",
 }
+
+
+def stages(config, workdir: Path) -> list[tuple[ConfigDict, Path]]:
+    """Returns [(config, run directory), ...] that one command trains, one after the other.
+
+    Most systems are one run. A system made in stages, each of which begins from the one before,
+    says which; a stage's system can be made once those before it are trained.
+    """
+    stages = getattr(_module(config), "stages", None)
+    return [(config, workdir)] if stages is None else stages(config, workdir)
+
+
+def _module(config):
+    if not isinstance(config.get("system"), str):
+        raise UserError("config lacks the field 'system', a system's name")
+    return importlib.import_module(choose(config.system, SYSTEMS, "config.system"))
 
 
 def make(config, assets: dict | None = None) -> System:
@@ -27,10 +46,7 @@ def make(config, assets: dict | None = None) -> System:
     Raises:
       UserError: for an unknown system or a config that it cannot take.
     """
-    if not isinstance(config.get("system"), str):
-        raise UserError("config lacks the field 'system', a system's name")
-    module = importlib.import_module(choose(config.system, SYSTEMS, "config.system"))
-    return module.make(config, assets)
+    return _module(config).make(config, assets)
 
 
 def load(workdir: str | Path):

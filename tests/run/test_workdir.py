@@ -203,7 +203,7 @@ def born(make_config):
         system, mesh = systems.make(config), meshes.make_mesh(config.mesh)
         shapes, shardings = update.state_shapes(system, config, mesh)
         weights, _ = loop.load_weights(system, str(init_from), shapes.params, shardings.params)
-        state = loop.start_from(update.init_state(system, config, shardings), weights)
+        state = update.init_state(system, config, shardings, weights)
         assert int(state.step) == 0
         return [
             {k: np.asarray(v) for k, v in trees.flatten(tree).items()}

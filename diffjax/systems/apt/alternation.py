@@ -168,15 +168,36 @@ def alternation(generate: Callable, discriminate: Callable, settings: Settings) 
     Raises:
       UserError: a family or a mode that there is not.
     """
+    move = moves(generate, discriminate, settings)
+
+    def step(state: State, for_d: ForD, for_g: ForG, rate):
+        params, opt_state, metrics, gradients = move(
+            state.params, state.opt_state, for_d, for_g, rate
+        )
+        average = ema_rules.update(state.ema, params["g"], 1 - settings.ema)
+        new = State(state.step + 1, params, average, opt_state, state.bad_step)
+        return kept(state, new, (gradients, metrics)), metrics
+
+    return step
+
+
+def moves(generate: Callable, discriminate: Callable, settings: Settings) -> Callable:
+    """`alternation` without average and guard, which `run.update` has for every run.
+
+    Returns:
+      move(params, opt_state, for_d, for_g, rate) -> (params, opt_state, metrics, gradients), the
+      first two {"g": ..., "d": ...}, gradients (of d, of g).
+
+    Raises:
+      UserError: a family or a mode that there is not.
+    """
     tx = rmsprop(settings.decay, settings.eps)
     losses.family(settings.family)
 
-    def update(name: str, state: State, gradient, rate):
-        direction, opt = tx.update(gradient, state.opt_state[name])
-        params = jax.tree.map(lambda p, u: p - rate * u, state.params[name], direction)
-        return state._replace(
-            params={**state.params, name: params}, opt_state={**state.opt_state, name: opt}
-        )
+    def update(name: str, params: dict, opt_state: dict, gradient, rate):
+        direction, opt = tx.update(gradient, opt_state[name])
+        moved = jax.tree.map(lambda p, u: p - rate * u, params[name], direction)
+        return {**params, name: moved}, {**opt_state, name: opt}
 
     def of_d(d, g, given: ForD):
         made = jax.lax.stop_gradient(generate(g, given.z, given.cond_fake))
@@ -189,19 +210,18 @@ def alternation(generate: Callable, discriminate: Callable, settings: Settings) 
         loss, gradient = jax.value_and_grad(of)(g)
         return gradient, {"loss_g": loss}
 
-    def step(state: State, for_d: ForD, for_g: ForG, rate):
-        g, d = state.params["g"], state.params["d"]
-        d_gradient, metrics = accumulated(lambda s: of_d(d, g, s), for_d, settings.parts)
-        new = update("d", state, d_gradient, rate)
-        d = new.params["d"]
-        g_gradient, more = accumulated(lambda s: of_g(g, d, s), for_g, settings.parts)
-        new = update("g", new, g_gradient, rate)
-        average = ema_rules.update(state.ema, new.params["g"], 1 - settings.ema)
-        new = new._replace(step=state.step + 1, ema=average)
-        metrics |= more
-        return kept(state, new, (d_gradient, g_gradient, metrics)), metrics
+    def move(params: dict, opt_state: dict, for_d: ForD, for_g: ForG, rate):
+        g, d = params["g"], params["d"]
+        of_d_slice = lambda part: of_d(d, g, part)
+        d_gradient, metrics = accumulated(of_d_slice, for_d, settings.parts)
+        params, opt_state = update("d", params, opt_state, d_gradient, rate)
+        d = params["d"]
+        of_g_slice = lambda part: of_g(g, d, part)
+        g_gradient, more = accumulated(of_g_slice, for_g, settings.parts)
+        params, opt_state = update("g", params, opt_state, g_gradient, rate)
+        return params, opt_state, {**metrics, **more}, (d_gradient, g_gradient)
 
-    return step
+    return move
 
 
 def accumulated(function: Callable, batch, parts: int):

@@ -52,30 +52,49 @@ def last_time(process: Process, t: float) -> float:
     return float(level.sigma / (level.alpha + level.sigma))
 
 
-def velocity(process: Process, denoise: Callable, lowest: float = 1e-4) -> Callable:
-    """v(x, t) = (x - x0)/t of a base, on the straight path x = (1 - t) x0 + t n.
+def estimate(process: Process, denoise: Callable, lowest: float = 0.0) -> Callable:
+    """f(x, t) of a base on the straight path x = (1 - t) x0 + t n: its estimate of x0.
 
     The base sees the same x0 at the same ratio r = t/(1 - t), in its own scale and time: on EDM
-    x/(1 - t) at sigma = r. So x - t v is the base's estimate itself.
+    x/(1 - t) at sigma = r.
 
     Args:
       process: with `t_of`, and a number for alpha.
       denoise: (x, t) -> x0 on that process.
-      lowest: times below are taken for this one, as nobody is trained at 0.
+      lowest: the base's least time; below, it is told this.
 
     Returns:
-      a function (x, t) -> x's shape; t broadcasts against x. At t = 1 the ratio is infinite: the
-      process flow is asked as it is, any other a little below.
+      a function (x, t) -> x's shape; t broadcasts against x and is above 0. At t = 1 the ratio is
+      infinite: the process flow is asked as it is, any other a little below.
     """
 
-    def v(x, t):
-        t = jnp.maximum(jnp.asarray(t, x.dtype), lowest)
+    def f(x, t):
+        t = jnp.asarray(t, x.dtype)
         if process.name == "flow":
-            return (x - denoise(x, t)) / t
+            return denoise(x, t)
         t = jnp.minimum(t, 1 - 1e-6)
         level = process.at(process.t_of(t / (1 - t))).cast(x.dtype)
         # x = (1 - t)(x0 + r n), and the base's is alpha (x0 + r n).
-        return (x - denoise(level.alpha / (1 - t) * x, level.t)) / t
+        return denoise(level.alpha / (1 - t) * x, jnp.maximum(level.t, lowest))
+
+    return f
+
+
+def velocity(
+    process: Process, denoise: Callable, lowest: float = 1e-4, told: float = 0.0
+) -> Callable:
+    """v(x, t) = (x - x0)/t of a base, on the straight path; x0 is `estimate`'s, so x - t v is too.
+
+    Args:
+      process, denoise: as `estimate`.
+      lowest: times below are taken for this one, as nobody is trained at 0.
+      told: the base's least time, as `estimate`'s lowest.
+    """
+    f = estimate(process, denoise, told)
+
+    def v(x, t):
+        t = jnp.maximum(jnp.asarray(t, x.dtype), lowest)
+        return (x - f(x, t)) / t
 
     return v
 

@@ -23,7 +23,7 @@ from diffjax.errors import UserError
 from diffjax.metrics import judging, report
 from diffjax.run import cli, pictures, sampling
 from diffjax.run.system import Problem, System
-from diffjax.systems import images
+from diffjax.systems import images, picture_backbone
 from diffjax.systems.edm import preconditioning, training
 from diffjax.systems.edm.guiding import Guided, guided, open_guide
 from diffjax.systems.edm.request import Request, check, default_request, noise_levels, solve
@@ -168,6 +168,21 @@ def make(config, assets: dict | None = None) -> System:
             raise UserError("--cond: samples that are scored take the reference's classes")
         return images.labels_like(source, names, index)
 
+    lowest, highest = (
+        max(default.sigma_min, wrapper.lowest),
+        min(default.sigma_max, wrapper.highest),
+    )
+    backbone = picture_backbone.make(
+        config.network,
+        net,
+        shape,
+        names,
+        picture_backbone.feed_wrapped(wrapper.coefficients, lowest, highest),
+        std=settings.sigma_data,
+        start=(highest, highest),
+        nameless=bool(null) and settings.label_dropout > 0,
+    )
+
     return System(
         init=images.initialiser(net, shape),
         loss=loss,
@@ -189,4 +204,5 @@ def make(config, assets: dict | None = None) -> System:
         denoiser=denoiser,
         problem=problem,
         judge=judging.of_images,
+        backbone=backbone,
     )

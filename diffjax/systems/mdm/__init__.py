@@ -21,6 +21,7 @@ from diffjax.errors import UserError, choose
 from diffjax.run import cli
 from diffjax.run.system import System
 from diffjax.systems import images
+from diffjax.systems.mdm import backbone as backbones
 from diffjax.systems.mdm import conditions, editing, losses, motions, scores, training
 from diffjax.systems.mdm import request as requests
 from diffjax.systems.mdm.conditions import Told
@@ -89,18 +90,20 @@ def make(config, assets: dict | None = None) -> System:
     def data(split: str) -> Told:
         return Told(open_motion(config.data.path, split), conditioner)
 
-    def init(key):
-        struct, key_text = jax.ShapeDtypeStruct, jax.random.fold_in(key, 1)
-        frames = settings.predict or 8
-        x = struct((1, frames, body.size), jnp.float32), struct((1,), jnp.float32)
-        condition = None
-        beside = conditioner.init(key_text)
+    def inputs() -> tuple:
+        """Shapes of the network's x, t and condition."""
+        struct, frames, condition = jax.ShapeDtypeStruct, settings.predict or 8, None
         if conditioner.kind == "action":
             condition = struct((1,), jnp.int32)
         elif conditioner.kind == "text":
             width = beside_width(config, assets)
             condition = struct((1, 1, width), jnp.float32), struct((1, 1), bool)
-        return {"motion": net.lazy_init(key, *x, condition)["params"], **beside}
+        x = struct((1, frames, body.size), jnp.float32), struct((1,), jnp.float32)
+        return (*x, condition)
+
+    def init(key):
+        beside = conditioner.init(jax.random.fold_in(key, 1))
+        return {"motion": net.lazy_init(key, *inputs())["params"], **beside}
 
     def estimate(params, x, t, given, told, train=False, rngs=None):
         """D(x; t) of a batch: given has mask, drop and prefix, where there are any."""
@@ -300,6 +303,9 @@ def make(config, assets: dict | None = None) -> System:
             x = go_on(params, keys, given, request)
         else:
             x = requests.solve(request, problem(params, keys, given, request))
+        return finish(x, given)
+
+    def finish(x, given):
         motion = motions.denormalised(x, body)
         kept = {name: given[name] for name in ("label", "caption", "given") if name in given}
         joints = motions.joints_of(motion, body)
@@ -336,6 +342,13 @@ def make(config, assets: dict | None = None) -> System:
         process=process,
         denoiser=denoiser,
         problem=None if context else problem,
+        backbone=None
+        if context
+        else backbones.make(
+            *(config, net, conditioner, settings.steps, body.size, inputs()),
+            droppable=conditioner.kind != "none" and config.condition_dropout > 0,
+            finish=finish,
+        ),
         judge=functools.partial(scores.judge, body=body),
     )
 

@@ -1,0 +1,75 @@
+"""The runs that a stage begins from, and what it keeps of them to be sampled without them."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from diffjax import systems
+from diffjax.errors import UserError
+from diffjax.run import cli
+from diffjax.run.system import System, load_assets
+
+BASE = "base"  # the asset: {"config": the diffusion model's}
+
+
+def place(name: str, near: Path | None = None, field: str = "config.base") -> Path:
+    """Returns where a run is: as written, else in or beside `near`, for runs moved together.
+
+    Raises:
+      UserError: it is nowhere.
+    """
+    if not name:
+        raise UserError(f"{field} is empty: a run directory")
+    tried = [Path(name)]
+    if near is not None:
+        tried += [near / Path(name).name, near.resolve().parent / Path(name).name]
+    for path in tried:
+        if (path / "config.json").is_file():
+            return path
+    cli.read_config(tried[0])  # says what is wrong
+    raise UserError(f"{field} {name}: no run directory")
+
+
+def read(config) -> dict:
+    """Returns the assets of a new run: the base's, and its config.
+
+    Raises:
+      UserError: no such run, or data that the base's network was not made for.
+    """
+    where = place(config.base)
+    theirs = cli.read_config(where)
+    if theirs.get("system") == "apt":
+        raise UserError(f"config.base {config.base}: a run of apt; name the diffusion model")
+    assets = load_assets(where)
+    if config.data.path:
+        theirs.data.path = config.data.path
+        fresh = systems.make(theirs).assets
+        about, ours = (dict(a.get("data", {}), fingerprint="") for a in (assets, fresh))
+        differ = sorted(k for k in about | ours if about.get(k) != ours.get(k))
+        if differ:
+            raise UserError(
+                f"config.data.path {config.data.path}: its {differ[0]} is another than that of "
+                f"{config.base}"
+            )
+        assets = fresh
+    return {**assets, BASE: {"config": theirs.to_dict()}}
+
+
+def opened(config, assets: dict) -> System:
+    """Returns the base's system, without opening its training data.
+
+    Raises:
+      UserError: assets that do not tell, or a system that cannot be trained further.
+    """
+    about = assets.get(BASE)
+    if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
+        raise UserError("the run directory lacks assets/base.json, its base's config")
+    theirs = ConfigDict(about["config"])
+    own = {name: value for name, value in assets.items() if name != BASE}
+    system = systems.make(theirs, own)
+    if system.backbone is None or system.denoiser is None:
+        raise UserError(
+            f"config.base {config.base}: a run of {theirs.get('system')} cannot be post-trained "
+            "(its System has no backbone)"
+        )
+    return system

@@ -1,0 +1,85 @@
+"""Which runs one command trains: those that a one-step generator needs and that are not there yet.
+
+    config.base           its own stages       trained by one command
+    ""                    all three            WORKDIR/base, WORKDIR/distilled, WORKDIR
+    a diffusion model     B and C              WORKDIR/distilled, WORKDIR
+    a run of this system  C                    WORKDIR
+
+Each is a run like any other, so the same command resumes wherever it was killed, and each can be
+sampled, scored or named as another run's base. With config.stage "distil", B is the last.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from diffjax.errors import UserError, choose
+from diffjax.run import cli
+from diffjax.systems.apt import adversary, origins, student
+
+STAGES = ("distil", "adversarial")
+# Groups that a run of one stage does not have.
+FOREIGN = {"distil": ("distil", "pretrain", "adversarial"), "adversarial": ("distil", "pretrain")}
+FOREIGN["adversarial"] += ("distillation",)
+
+
+def stages(config, workdir: Path) -> list[tuple[ConfigDict, Path]]:
+    """Returns [(config, workdir), ...] in the order in which they are to be trained.
+
+    Raises:
+      UserError: fields that make no sense, of any stage, before the first is trained.
+    """
+    cli.require(config, {"stage": str, "base": str, "distilled": str, "data.path": str})
+    choose(config.stage, dict.fromkeys(STAGES), "config.stage")
+    base, distilled, plan = config.base, config.distilled, []
+    if not base:
+        base = str(workdir / "base")
+        plan.append((_pretraining(config), Path(base)))
+    else:
+        theirs = cli.read_config(origins.place(base))
+        if theirs.get("system") == "apt":
+            if config.stage == "distil":
+                raise UserError(f"config.base {base}: is distilled already")
+            distilled, base = distilled or base, str(origins.place(theirs.base, Path(base)))
+    if config.stage == "distil":
+        return [*plan, (of_stage(config, "distil", base), workdir)]
+    given = config.adversarial if "adversarial" in config else {}
+    needed = "distilled" in (given.get("g_from"), given.get("d_from"))
+    if needed and not distilled:
+        distilled = str(workdir / "distilled")
+        plan.append((of_stage(config, "distil", base), Path(distilled)))
+    return [*plan, (of_stage(config, "adversarial", base, distilled), workdir)]
+
+
+def _pretraining(config) -> ConfigDict:
+    if "pretrain" not in config or "system" not in config.pretrain:
+        raise UserError("config.base is empty: a run directory, or a config of one in pretrain")
+    if config.pretrain.system == "apt":
+        raise UserError("config.pretrain.system apt: the base is a diffusion model")
+    made = config.pretrain.copy_and_resolve_references()
+    made.unlock()
+    if config.data.path:
+        made.data.path = config.data.path
+    return made
+
+
+def of_stage(config, stage: str, base: str, distilled: str = "") -> ConfigDict:
+    """Returns the config of one stage's run; the group `distil` has what differs in stage B.
+
+    Raises:
+      UserError: fields that make no sense.
+    """
+    made = config.copy_and_resolve_references()
+    made.unlock()
+    own = made.get("distil", ConfigDict()) if stage == "distil" else ConfigDict()
+    for name in FOREIGN[stage]:
+        if name in made:
+            del made[name]
+    for name, value in own.items():
+        made[name] = value
+    made.update(stage=stage, base=base, distilled=distilled)
+    if stage == "distil":
+        student.check(made)
+    else:
+        adversary.check(made)
+    return made

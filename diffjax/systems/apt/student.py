@@ -1,0 +1,105 @@
+"""Stage B: the base, taught to jump to the end of its own guided path (`consistency`)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from diffjax.core import guidance
+from diffjax.errors import UserError, choose
+from diffjax.run import cli, sampling
+from diffjax.run.system import System
+from diffjax.systems.apt import alternation, bases, consistency, origins, timesteps
+
+FIELDS = {
+    "distillation.steps": int,
+    "distillation.shift": float,
+    "distillation.guidance": float,
+    "distillation.solver": str,
+    "distillation.space": str,
+    "distillation.huber": bool,
+}
+OWN = -1.0  # distillation.guidance: the base's own
+
+
+def check(config) -> None:
+    """Raises `UserError` for fields of `config.distillation` that make no sense."""
+    cli.require(config, FIELDS)
+    settings = config.distillation
+    if not 1 <= settings.steps <= 100_000:
+        raise UserError(f"config.distillation.steps {settings.steps}: at least 1")
+    if not 0.01 <= settings.shift <= 1000:
+        raise UserError(f"config.distillation.shift {settings.shift}: from 0.01 to 1000")
+    if settings.guidance != OWN and not 0 <= settings.guidance <= 1e4:
+        raise UserError(
+            f"config.distillation.guidance {settings.guidance}: a scale, or {OWN:g} for the base's"
+        )
+    choose(settings.solver, consistency.SOLVERS, "config.distillation.solver")
+    choose(settings.space, dict.fromkeys("vx"), "config.distillation.space")
+
+
+def scale_of(config, base: System) -> float:
+    """The teacher's guidance.
+
+    Raises:
+      UserError: one that the base cannot have.
+    """
+    wanted = config.distillation.guidance
+    able = base.backbone.unconditional is not None
+    if wanted == OWN:
+        return float(getattr(base.request, "guidance", 1.0)) if able else 1.0
+    if wanted != 1 and not able:
+        raise UserError(
+            f"config.distillation.guidance {wanted:g}: {config.base} was not trained without its "
+            "condition: only 1"
+        )
+    return float(wanted)
+
+
+def add(system: System, base: System, config, one) -> System:
+    """Returns the system with what stage B trains by.
+
+    Args:
+      system: all of it that is sampled.
+      base: the diffusion model.
+    """
+    check(config)
+    settings, backbone, process = config.distillation, base.backbone, base.process
+    scale = scale_of(config, base)
+    end = bases.last_time(process, backbone.start[0])
+    grid = timesteps.consistency(settings.steps, settings.shift, end)
+
+    def velocity(params, cond, guided: float = 1.0):
+        denoise = lambda x, t: base.denoiser(params, x, t, cond)
+        mask = backbone.mask(cond)
+        if guided != 1:
+            nobody = backbone.unconditional(cond)
+            free = lambda x, t: base.denoiser(params, x, t, nobody)
+            denoise = guidance.cfg(denoise, free, guided)
+        whole = denoise if mask is None else lambda x, t: jnp.where(mask, denoise(x, t), 0)
+        return bases.velocity(process, whole, told=backbone.lowest)
+
+    def loss(params, batch, key, teacher):
+        of_data, of_n, of_eps = jax.random.split(key, 3)
+        x0, cond = backbone.examples(batch, of_data)
+        error = consistency.loss(
+            velocity(params, cond),
+            velocity(teacher, cond, scale),
+            x0,
+            alternation.normal(of_eps, batch["row"], x0.shape[1:]),
+            consistency.indices(of_n, batch["row"], settings.steps),
+            grid,
+            solver=settings.solver,
+            space=settings.space,
+            huber=settings.huber,
+        )
+        return jnp.mean(error), {}
+
+    def beside(mesh):
+        return sampling.load_params(base, origins.place(config.base), mesh)
+
+    def begin(mesh):
+        params, which = beside(mesh)
+        return jax.tree.map(jnp.copy, params), f"{config.base} ({which})"
+
+    return dataclasses.replace(system, loss=loss, beside=beside, begin=begin)
