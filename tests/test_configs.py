@@ -29,7 +29,7 @@ SIZES = {
 
 
 LARGE = ("relay_celebahq64", "relay_celebahq256", "relay_imagenet256", "edm_imagenet64")
-LARGE += ("edm_cifar10", "edm_ffhq64", "apt")
+LARGE += ("edm_cifar10", "edm_ffhq64", "apt", "apt_tiny")
 
 
 def marked(path: Path):

@@ -1,5 +1,7 @@
 """Stages B and C on a run of EDM, against the same arithmetic put together by hand."""
 
+import dataclasses
+
 import apt_runs
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ from diffjax.errors import UserError
 from diffjax.nets import discriminator, tapping
 from diffjax.run import cli, sampling, update
 from diffjax.run import mesh as meshes
-from diffjax.systems.apt import adversary, alternation, bases, consistency, timesteps
+from diffjax.systems.apt import adversary, alternation, bases, consistency, student, timesteps
+from diffjax.weights import trees
 
 BATCH, SIGMA_DATA, LOW, HIGH, BLOCKS = 8, 0.7, 0.02, 2.0, ("middle",)
 ONE = {"data": 1, "fsdp": 1, "tensor": 1, "context": 1}
@@ -64,9 +67,9 @@ def estimate(net, params, x, sigma, label):
 def test_the_distillation_s_loss(trained, net, weights, batch, guidance):
     config = apt_runs.of(trained, "distil", distillation__guidance=guidance)
     system = systems.make(config)
-    student = jax.tree.map(lambda a: 0.9 * a, weights)
+    moved = jax.tree.map(lambda a: 0.9 * a, weights)
     key = jax.random.key(5)
-    got, _ = system.loss(student, batch, key, weights)
+    got, _ = system.loss(moved, batch, key, weights)
 
     _, of_n, of_eps = jax.random.split(key, 3)
     n = consistency.indices(of_n, batch["row"], 8)
@@ -80,9 +83,9 @@ def test_the_distillation_s_loss(trained, net, weights, batch, guidance):
     hat, nobody = (estimate(net, weights, x, sigma, c) for c in (label, jnp.full(BATCH, 3)))
     hat = nobody + guidance * (hat - nobody)
     before = hat + sigma_next / sigma * (x - hat)  # Euler's step: the noise that was estimated
-    target = estimate(net, student, before, jnp.maximum(sigma_next, 1e-4), label)
+    target = estimate(net, moved, before, jnp.maximum(sigma_next, 1e-4), label)
     target = jnp.where(sigma_next > 0, target, before)
-    wanted = jnp.mean(((estimate(net, student, x, sigma, label) - target) / t) ** 2)
+    wanted = jnp.mean(((estimate(net, moved, x, sigma, label) - target) / t) ** 2)
     np.testing.assert_allclose(got, wanted, rtol=2e-4)
     assert wanted > 1e-3
 
@@ -98,7 +101,7 @@ def test_the_distillation_has_no_gradient_into_its_target(trained, weights, batc
 @pytest.mark.parametrize(
     "given",
     [
-        pytest.param({}, id="as it is"),
+        pytest.param({}, marks=pytest.mark.slow, id="as it is"),
         pytest.param(
             {"adversarial__family": "relativistic", "adversarial__r2": True, "accumulate": 2},
             marks=pytest.mark.slow,
@@ -273,8 +276,6 @@ def denoise_start(keys):
 
 
 def cli_request(system, **changes):
-    import dataclasses
-
     request = dataclasses.replace(system.request, **changes)
     system.condition(request, np.arange(1))
     return request
@@ -310,7 +311,6 @@ def test_where_g_and_d_begin(trained, tmp_path, mesh, same_weights):
 @pytest.fixture(scope="module")
 def same_weights(mesh):
     """same_weights(run, workdir, scale): a run without checkpoints whose weights are scaled."""
-    from diffjax.weights import trees
 
     def make(run, workdir, scale):
         workdir.mkdir()
@@ -355,11 +355,7 @@ def test_the_alarm():
 def test_guidance_of_a_base_without_a_null_label(trained):
     config = apt_runs.of(trained, "distil")
     system = systems.load(trained)[0]
-    from diffjax.systems.apt import student
-
     assert student.scale_of(config, system) == 2.0  # the base's own
-    import dataclasses
-
     bound = dataclasses.replace(system, backbone=system.backbone._replace(unconditional=None))
     assert student.scale_of(config, bound) == 1.0
     with pytest.raises(UserError, match="trained without its condition"):
