@@ -57,7 +57,7 @@ def test_a_config_of_an_outer_loop_makes_its_networks(path):
         assert sizes["denoiser"] == 4_405_955 + 128
 
 
-@pytest.mark.parametrize("path", map(marked, STAGES))
+@pytest.mark.parametrize("path", map(marked, STAGES[:1]))
 def test_a_config_in_stages_makes_their_states(path, tmp_path):
     config = cli.load_config(str(path))
     config.mesh.data = 1
