@@ -12,6 +12,7 @@ everything small, on emoji at 24x24. The data: `python benchmarks/packs.py emoji
 """
 
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -120,7 +121,7 @@ def ablate(args) -> None:
         if args.only and name not in args.only.split(","):
             continue
         count = 3 * steps if name == "long" else steps
-        every = max(1, count // KEPT)
+        every = max(1, count // (2 if args.toy else KEPT))
         given = {"base": begin, "steps": count, "time_budget": 0.0, **fields}
         given |= {"checkpoint_every": every, "keep_every": every}
         if name == "small_batch":
@@ -140,16 +141,23 @@ def train_judge(args) -> None:
 # ---- sampling ------------------------------------------------------------------------------------
 
 
+@functools.cache
+def opened(run: Path, fields: tuple):
+    """(system, request, its jitted sampler, mesh) of a run: compiled once for all checkpoints."""
+    system, _ = systems.load(run)
+    mesh = meshes.make_mesh(meshes.LOCAL)
+    request = dataclasses.replace(system.request, **dict(fields))
+    return system, request, sampling.sampler(system, request, mesh), mesh
+
+
 def draw(args, net, test, run: Path, fields: dict, out: Path, ema: str = "", step: int = -1):
     """Samples of the held-out pictures' classes, as features, calls of class and sharpness."""
     if out.is_file():
         return
-    system, _ = systems.load(run)
-    mesh = meshes.make_mesh(meshes.LOCAL)
-    request = dataclasses.replace(system.request, **fields)
+    system, request, sampler, mesh = opened(run, tuple(fields.items()))
     params, _ = sampling.load_params(system, run, mesh, ema=ema, step=step)
     found = sampling.collect(
-        system, params, request, num=args.num, seed=5, batch=args.batch, mesh=mesh,
+        system, params, request, num=args.num, seed=5, batch=args.batch, mesh=mesh, run=sampler,
         condition=lambda index: system.condition_like(request, test, index),
     )  # fmt: skip
     images = found["image"]
