@@ -14,7 +14,6 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.interpreters import partial_eval
 
 from diffjax.errors import UserError
 from diffjax.nets import stacking
@@ -102,10 +101,15 @@ def _shapes(net: nn.Module, inputs: tuple):
 
 def _needed(look: Callable, whole, inputs: tuple):
     """A tree of bool like `whole`: whether any feature depends on a parameter."""
-    jaxpr = jax.make_jaxpr(lambda params, inputs: look(params, *inputs))(whole, inputs).jaxpr
-    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    program = jax.make_jaxpr(lambda params, inputs: look(params, *inputs))(whole, inputs).jaxpr
+    # Backwards through the traced program: what an operation reads is needed if its result is.
+    # An inner program (of a scan, a jitted function) needs all that it is given.
+    wanted = {id(v) for v in program.outvars}
+    for equation in reversed(program.eqns):
+        if any(id(v) in wanted for v in equation.outvars):
+            wanted |= {id(v) for v in equation.invars}
     leaves, tree = jax.tree.flatten(whole)
-    return jax.tree.unflatten(tree, used[: len(leaves)])
+    return jax.tree.unflatten(tree, [id(v) in wanted for v in program.invars[: len(leaves)]])
 
 
 def _picked(params: dict, needed: dict) -> dict:

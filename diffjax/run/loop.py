@@ -76,11 +76,6 @@ def train(
                 f"{workdir} was trained on other data than {config.data.path!r}; "
                 "give these data another --workdir"
             )
-        if meta.get("beside", looked_at) != looked_at:
-            raise UserError(
-                f"{workdir} was trained beside {meta['beside']}, and now there is {looked_at}: "
-                "give it that one back, or another --workdir"
-            )
         state, elapsed = checkpoints.restore(shapes, newest)[0], float(meta["elapsed"])
     else:
         state = update.init_state(system, config, shardings, weights)
@@ -92,6 +87,12 @@ def train(
         share = step / config.steps
         return max(share, elapsed / config.time_budget) if config.time_budget else share
 
+    first_beside = meta.get("beside", looked_at) if newest is not None else looked_at
+    if progress() < 1 and first_beside != looked_at:
+        raise UserError(
+            f"{workdir} was trained beside {first_beside}, and now there is {looked_at}: "
+            "give it that one back, or another --workdir"
+        )
     if main:
         save_assets(system.assets, workdir)
         cut_jsonl(workdir / "metrics.jsonl", step)

@@ -126,7 +126,8 @@ class System:
       init: key -> params. Traceable; may be called eagerly.
       loss: (params, batch, key) -> (scalar float32, {name: scalar}). `batch` holds the source's
         fields with a leading B, and `row` int32 [B], the row's number in the global batch: draws
-        made from fold_in(key, row) do not depend on sharding or gradient accumulation.
+        made from fold_in(key, row) do not depend on sharding or gradient accumulation. None where
+        there is a `training`.
       request: a frozen dataclass, the default request; its fields are sample.py's flags.
       condition: (request, index int [B]) -> a pytree of arrays [B, ...], on the host: what
         sample number `index` is conditioned on. Raises `UserError` for a condition it cannot meet.

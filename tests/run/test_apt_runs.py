@@ -1,6 +1,8 @@
 """APT by its commands: three runs of one, kills, devices, scores, an alarm, mistakes."""
 
 import json
+import re
+import shutil
 import signal
 
 import apt_runs
@@ -106,8 +108,6 @@ def test_samples_and_scores(post_trained, tiny_data, tmp_path, capsys):
 
 def test_a_run_is_sampled_without_its_base(post_trained, tmp_path):
     whole, _ = post_trained
-    import shutil
-
     moved = tmp_path / "moved"
     moved.mkdir()
     for name in ("config.json", "assets", "weights.safetensors"):
@@ -175,7 +175,6 @@ MISTAKES = {
     "weight": ({"adversarial__r1_weight": -1.0}, "config.adversarial.r1_weight -1.0"),
     "solver": ({"distillation__solver": "rk4"}, "distillation.solver 'rk4'"),
     "guidance": ({"distillation__guidance": -2.0}, "config.distillation.guidance -2.0"),
-    "batch": ({"batch_size": 12, "distil__steps": 1}, "batch_size 12 does not divide"),
 }
 
 
@@ -186,8 +185,6 @@ def test_mistakes_are_one_line(trained, tmp_path, capsys, name):
     argv = [*apt_runs.words(given.pop("base"), **given), "--workdir", str(tmp_path / "new")]
     assert train.main(argv) == 2
     (line,) = capsys.readouterr().err.splitlines()[-1:]
-    import re
-
     assert line.startswith("error: ") and re.search(wanted, line), line
 
 
@@ -211,14 +208,14 @@ def test_more_mistakes(post_trained, trained, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_teacher_that_went_on_is_refused(post_trained, trained, tmp_path, monkeypatch, capsys):
+def test_a_teacher_that_went_on_is_refused(trained, tmp_path, stopped_at, capsys):
     # Half distilled by one teacher and half by another would be neither.
-    import shutil
-
     base = tmp_path / "base"
     shutil.copytree(trained, base)
     argv = [*apt_runs.words(base, stage="distil"), "--workdir", str(tmp_path / "b")]
-    assert train.main([*argv, "--config.distil.steps=4"]) == 0
+    # Not finished: where a run is done, its teacher no longer matters.
+    with stopped_at(2, signal.SIGTERM):
+        assert train.main(argv) == 143
     newest = max(int(p.name) for p in (base / "checkpoints").iterdir() if p.name.isdigit())
     shutil.rmtree(base / "checkpoints" / str(newest))
     capsys.readouterr()
@@ -227,6 +224,7 @@ def test_a_teacher_that_went_on_is_refused(post_trained, trained, tmp_path, monk
     assert f"step {newest}, EMA ema" in line and "now there is" in line
 
 
+@pytest.mark.slow
 def test_dry_run_counts_both_networks(post_trained, capsys):
     whole, _ = post_trained
     assert train.main([*apt_runs.words(whole / "distilled"), "--dry_run"]) == 0

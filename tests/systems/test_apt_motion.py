@@ -9,6 +9,8 @@ import pytest
 
 from diffjax import nets, systems
 from diffjax.errors import UserError
+from diffjax.run import cli
+from diffjax.run.system import save_assets
 from diffjax.systems.apt import bases
 from diffjax.systems.mdm import conditions
 
@@ -90,9 +92,6 @@ def test_padding_counts_nowhere(base, params, batch):
 def test_a_model_with_a_context_is_refused(root, tmp_path):
     config = mdm_runs.config_of(root, diffusion__context=4, diffusion__predict=8)
     assert systems.make(config, mdm_runs.assets_of(config)).backbone is None
-    from diffjax.run import cli
-    from diffjax.run.system import save_assets
-
     save_assets(mdm_runs.assets_of(config), tmp_path)
     (tmp_path / "config.json").write_text(cli.config_json(config))
     with pytest.raises(UserError, match="a run of mdm cannot be post-trained"):

@@ -42,13 +42,26 @@ def stages(config, workdir: Path) -> list[tuple[ConfigDict, Path]]:
                 raise UserError(f"config.base {base}: is distilled already")
             distilled, base = distilled or base, str(origins.place(theirs.base, Path(base)))
     if config.stage == "distil":
-        return [*plan, (of_stage(config, "distil", base), workdir)]
+        plan.append((of_stage(config, "distil", base), workdir))
+        return _fitting(plan, bool(config.base))
     given = config.adversarial if "adversarial" in config else {}
     needed = "distilled" in (given.get("g_from"), given.get("d_from"))
     if needed and not distilled:
         distilled = str(workdir / "distilled")
         plan.append((of_stage(config, "distil", base), Path(distilled)))
-    return [*plan, (of_stage(config, "adversarial", base, distilled), workdir)]
+    plan.append((of_stage(config, "adversarial", base, distilled), workdir))
+    return _fitting(plan, bool(config.base))
+
+
+def _fitting(plan: list, there: bool) -> list:
+    """The plan, if its stages fit a base that is there: better said before the first is trained."""
+    for config, _ in plan if there else ():
+        base = origins.opened(config, origins.read(config))
+        if config.stage == "distil":
+            student.scale_of(config, base)
+        else:
+            adversary.taps_of(config, base.backbone.blocks())
+    return plan
 
 
 def _pretraining(config) -> ConfigDict:
