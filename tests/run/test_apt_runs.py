@@ -35,6 +35,7 @@ def events(workdir) -> list[tuple]:
     return [(record["event"], record["step"]) for record in map(json.loads, lines)]
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(post_trained):
     workdir, _ = post_trained
     for name in ("samples.png", "base.png", "loss.png", "weights.safetensors"):
@@ -80,6 +81,7 @@ def test_a_distilled_run_is_a_base(post_trained, tmp_path, read_state, same_bits
     same_bits(read_state(tmp_path / "c"), read_state(whole))
 
 
+@pytest.mark.slow
 def test_samples_and_scores(post_trained, tiny_data, tmp_path, capsys):
     workdir, _ = post_trained
     pictures = {}
@@ -106,6 +108,7 @@ def test_samples_and_scores(post_trained, tiny_data, tmp_path, capsys):
     assert found["request"]["steps"] == 1 and np.isfinite(found["scores"]["kid"]["value"])
 
 
+@pytest.mark.slow
 def test_a_run_is_sampled_without_its_base(post_trained, tmp_path):
     whole, _ = post_trained
     moved = tmp_path / "moved"
@@ -147,6 +150,7 @@ def test_one_device_equals_eight(trained, mesh_of):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_collapse_ends_the_run(post_trained, tmp_path, monkeypatch, capsys):
     whole, _ = post_trained
     told = []
@@ -188,6 +192,7 @@ def test_mistakes_are_one_line(trained, tmp_path, capsys, name):
     assert line.startswith("error: ") and re.search(wanted, line), line
 
 
+@pytest.mark.slow
 def test_more_mistakes(post_trained, trained, tmp_path, capsys):
     whole, argv = post_trained
     refused = lambda *words: (train.main([*words]), capsys.readouterr().err.splitlines()[-1])

@@ -90,6 +90,7 @@ def test_the_distillation_s_loss(trained, net, weights, batch, guidance):
     assert wanted > 1e-3
 
 
+@pytest.mark.slow
 def test_the_distillation_has_no_gradient_into_its_target(trained, weights, batch):
     system = systems.make(apt_runs.of(trained, "distil"))
     loss = lambda student, teacher: system.loss(student, batch, jax.random.key(5), teacher)[0]
@@ -209,10 +210,8 @@ def test_what_nothing_reads_is_no_part_of_d(trained, net, weights):
             tapping.tapped(net, unit, taps, structs)
 
 
-slow = lambda kind: pytest.param(kind, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("kind", ["dit", slow("ddpmpp")])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dit", "ddpmpp"])
 def test_networks_have_blocks(kind):
     # Of each kind: features of its own parameters are those of the whole network's.
     fields = {
@@ -282,6 +281,7 @@ def cli_request(system, **changes):
     return request
 
 
+@pytest.mark.slow
 def test_where_g_and_d_begin(trained, tmp_path, mesh, same_weights):
     other = same_weights(trained, tmp_path / "distilled", 0.5)
     base = jax.device_get(sampling.load_params(systems.load(trained)[0], trained, mesh)[0])
