@@ -1,5 +1,6 @@
 """Averages from stored averages, where the answer is known in closed form."""
 
+import functools
 import json
 
 import jax
@@ -86,7 +87,10 @@ def factor(run, ema, step=-1):
     return ratios.mean(), said
 
 
-@pytest.mark.parametrize("std, step", [(0.06, -1), (0.08, -1), (0.2, -1), (0.08, 160)])
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("std, step", [slow(0.06, -1), (0.08, -1), slow(0.2, -1), slow(0.08, 160)])
 def test_other_widths(run, std, step):
     """Widths that were never tracked, of an average that is known."""
     got, said = factor(run, f"posthoc:{std}", step)

@@ -65,6 +65,7 @@ def stepped(world):
     raise AssertionError("every world ends")
 
 
+@pytest.mark.slow
 def test_a_forecast_is_what_the_worlds_of_training_become(world, stepped):
     (made, params, frames, act), (outcomes, keys) = world, stepped
     run = jax.jit(forecast.forecast, static_argnums=(0, 1))
@@ -79,6 +80,7 @@ def test_a_forecast_is_what_the_worlds_of_training_become(world, stepped):
     np.testing.assert_array_equal(judged.end, np.stack([out.end for out in outcomes], 1))
 
 
+@pytest.mark.slow
 def test_a_roll_out_does_not_depend_on_its_batch(world):
     made, params, frames, act = world
     keys = imagination.split(jax.random.key(7), BATCH)
@@ -122,6 +124,7 @@ def test_an_agent_s_actions_lead_where_recorded_ones_do(world):
 # ---- sample.py and --play make the same frames ---------------------------------------------------
 
 
+@pytest.mark.slow
 def test_playing_the_recorded_actions_gives_the_sample(root):
     config = diamond_runs.config_of(root, imagination__s_churn=1.0)
     system = systems.make(config, diamond_runs.assets_of(config))

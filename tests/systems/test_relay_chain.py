@@ -252,6 +252,7 @@ def test_sampling_own_pictures(own, chain, tmp_path, capsys):
 # ---- the commands --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_and_sampling_a_relay(chain, flags, tmp_path, capsys):
     stage, out = tmp_path / "stage", tmp_path / "x.npz"
     words = flags("relay_tiny", parent=tmp_path / "base")
