@@ -128,21 +128,6 @@ def test_the_relay_page_s_first_commands_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_apt_page_s_tiny_commands_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    lines = blocks(DOCS / "apt.md", "sh")[1].splitlines()
-    assert len(lines) == 2 and "apt_tiny" in lines[0] and "--steps 2" in lines[1]
-    for line in lines:
-        _, script, *words = shlex.split(line)
-        assert importlib.import_module(script.removesuffix(".py")).main(words) == 0
-    run = tmp_path / "runs" / "apt_tiny"
-    for name in ("base/samples.png", "distilled/samples.png", "base.png", "samples/seed_0.png"):
-        assert (run / name).is_file(), name
-    assert "r1" in (run / "metrics.jsonl").read_text()
-
-
-@pytest.mark.slow
 def test_the_motion_page_s_first_commands_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for line in blocks(DOCS / "motion.md", "sh")[0].splitlines():
@@ -151,16 +136,6 @@ def test_the_motion_page_s_first_commands_run(tmp_path, monkeypatch):
         assert importlib.import_module(script.removesuffix(".py")).main(words) == 0
     made = tmp_path / "runs" / "mdm_tiny" / "samples" / "seed_0"
     assert len(list(made.glob("*.bvh"))) == 4 and (made / "samples.gif").is_file()
-
-
-@pytest.mark.slow
-def test_the_diamond_page_s_first_commands_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for line in blocks(DOCS / "diamond.md", "sh")[0].splitlines():
-        _, script, *words = shlex.split(line)
-        words = [w.replace("configs/", f"{ROOT}/configs/") for w in words]
-        assert importlib.import_module(script.removesuffix(".py")).main(words) == 0
-    assert (tmp_path / "runs" / "diamond_tiny" / "samples" / "seed_0.gif").is_file()
 
 
 def test_modules_in_commands_exist():
