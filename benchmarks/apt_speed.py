@@ -19,15 +19,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from edm_speed import compiled, synchronised
+from timing import compiled, synchronised, training
 
 from diffjax import systems
 from diffjax.data.sources import ArraySource
 from diffjax.errors import choose, command
 from diffjax.nets.mmdit import SIZES, MMDiT
-from diffjax.run import cli, update
-from diffjax.run import mesh as meshes
-from diffjax.run.feed import make_feed
+from diffjax.run import cli
 from diffjax.run.system import save_assets
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -69,26 +67,11 @@ def about(data) -> dict:
 
 def step_time(system, config, data, repeats: int) -> dict:
     """Times run/loop.py's step: jitted with the state donated, data on the device."""
-    system, mesh = dataclasses.replace(system, data=lambda split: data), meshes.make_mesh({})
-    _, shardings = update.state_shapes(system, config, mesh)
-    feed, place = make_feed(system, config, mesh), meshes.replicated(mesh)
-    step = jax.jit(
-        update.step_function(system, config, feed, mesh),
-        donate_argnums=0,
-        out_shardings=(shardings, place),
+    call, seconds, memory, check = training(
+        dataclasses.replace(system, data=lambda _: data), config
     )
-    state = update.init_state(system, config, shardings)
-    fed, share = next(feed.start(0)), jax.device_put(np.float32(0), place)
-    program, seconds, memory = compiled(step, state, fed, share)
-
-    def call():
-        nonlocal state
-        state, metrics = program(state, fed, share)
-        return metrics
-
     median = synchronised(call, repeats)
-    if int(state.bad_step) >= 0:
-        raise RuntimeError(f"the loss was not finite at step {int(state.bad_step)}")
+    check()
     speed = {"seconds": round(median, 4), "images_per_second": round(config.batch_size / median, 1)}
     return {**speed, "compile": seconds, "gib": memory}
 

@@ -16,14 +16,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import timing
-from timing import compiled, in_flight, record, synchronised
+from timing import compiled, in_flight, record, synchronised, training
 
 from diffjax import systems
 from diffjax.data.sources import ArraySource
 from diffjax.errors import command
 from diffjax.run import cli, sampling, update
 from diffjax.run import mesh as meshes
-from diffjax.run.feed import make_feed
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "edm_cifar10.py"
 FORWARD = 42.38e9  # FLOP of one evaluation of one image, counted by hand; training is 3 of them
@@ -51,29 +50,11 @@ def rates(batch: int, seconds: float, evaluations: int, toy: bool) -> dict:
 
 def train(config, size: int, repeats: int, toy: bool, profile: str = "") -> dict:
     """Times run/loop.py's step: jitted with the state donated, data on the device."""
-    system, mesh = make_system(config, size), meshes.make_mesh(config.mesh)
-    _, shardings = update.state_shapes(system, config, mesh)
-    feed = make_feed(system, config, mesh)
-    place = meshes.replicated(mesh)
-    step = jax.jit(
-        update.step_function(system, config, feed, mesh),
-        donate_argnums=0,
-        out_shardings=(shardings, place),
-    )
-    state = update.init_state(system, config, shardings)
-    fed, share = next(feed.start(0)), jax.device_put(np.float32(0), place)
-    program, seconds, memory = compiled(step, state, fed, share)
-
-    def call():
-        nonlocal state
-        state, metrics = program(state, fed, share)
-        return metrics
-
+    call, seconds, memory, check = training(make_system(config, size), config)
     median = synchronised(call, repeats)
     pipelined = config.batch_size / in_flight(call, repeats)
     record(profile, call)
-    if int(state.bad_step) >= 0:
-        raise RuntimeError(f"the loss was not finite at step {int(state.bad_step)}")
+    check()
     speed = rates(config.batch_size, median, 3, toy)
     return {**speed, "pipelined": round(pipelined, 1), "compile": seconds, "gib": memory}
 

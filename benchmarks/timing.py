@@ -7,8 +7,11 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 
-from diffjax.run import cli, dry_run
+from diffjax.run import cli, dry_run, update
+from diffjax.run import mesh as meshes
+from diffjax.run.feed import make_feed
 
 
 def compiled(function, *arguments):
@@ -37,6 +40,37 @@ def in_flight(call, repeats: int) -> float:
         found = call()
     jax.block_until_ready(found)
     return (time.perf_counter() - begin) / repeats
+
+
+def training(system, config):
+    """run/loop.py's step: jitted with the state donated, data on the device.
+
+    Returns:
+      (call, seconds of compiling, GiB, check): call() makes a step and returns its metrics, check()
+      raises where a loss was not finite.
+    """
+    mesh = meshes.make_mesh(config.mesh)
+    _, shardings = update.state_shapes(system, config, mesh)
+    feed, place = make_feed(system, config, mesh), meshes.replicated(mesh)
+    step = jax.jit(
+        update.step_function(system, config, feed, mesh),
+        donate_argnums=0,
+        out_shardings=(shardings, place),
+    )
+    state = update.init_state(system, config, shardings)
+    fed, share = next(feed.start(0)), jax.device_put(np.float32(0), place)
+    program, seconds, memory = compiled(step, state, fed, share)
+
+    def call():
+        nonlocal state
+        state, metrics = program(state, fed, share)
+        return metrics
+
+    def check() -> None:
+        if int(state.bad_step) >= 0:
+            raise RuntimeError(f"the loss was not finite at step {int(state.bad_step)}")
+
+    return call, seconds, memory, check
 
 
 def record(folder: str, call) -> None:
