@@ -137,9 +137,10 @@ def test_a_step_is_the_alternation(trained, mesh, net, weights, batch):
         key = jax.random.fold_in(jax.random.key(config.seed), i)
         how = key, batch["row"], x, batch["label"], settings
         other, wanted = run(other, alternation.draw_d(*how), alternation.draw_g(*how), 1e-3)
+    # Of the second step: the first made whole steps of rounding where a gradient is nearly 0.
     for name in wanted:
         np.testing.assert_allclose(metrics[name], wanted[name], rtol=2e-3, atol=1e-6, err_msg=name)
-    np.testing.assert_allclose(metrics["loss"], wanted["loss_d"] + wanted["loss_g"], rtol=1e-3)
+    np.testing.assert_allclose(metrics["loss"], metrics["loss_d"] + metrics["loss_g"], rtol=1e-6)
     kernel = lambda tree: np.asarray(tree["down_0"]["conv_in"]["kernel"])
     for ours, theirs in (
         (state.params["g"], other.params["g"]),
