@@ -2,12 +2,15 @@
 
     python benchmarks/breakout.py record --out FOLDER [--steps 60000]
     python benchmarks/breakout.py places --clips NAME.npz [--out places.json]
+    python benchmarks/breakout.py chance --against RUN/metrics.jsonl [--games 100] [--out NAME.json]
 
 `record` plays with three hands by turns, one a game: a random one, and two that follow the ball in
 half and in nine tenths of their steps and are random in the others. FOLDER/train has the episodes
 (a lost life ends one), FOLDER/test whole games, every tenth, that no model is trained on. `places`
 compares real and imagined frames of an .npz that sample.py wrote: how far ball and paddle are from
-where they are in the real game, beside the error of leaving the last real frame as it is.
+where they are in the real game, beside the error of leaving the last real frame as it is. `chance`
+plays whole real games at random and compares their scores with those that a run's policy had at
+its end: the difference and Welch's 95 % interval.
 """
 
 import json
@@ -19,7 +22,8 @@ from tqdm import tqdm
 
 from diffjax.errors import choose, command
 from diffjax.run import cli
-from diffjax.systems.diamond import games
+from diffjax.systems.diamond import games, held_out
+from diffjax.systems.diamond.games.seats import Games
 from diffjax.systems.diamond.segments import Episode
 
 FIRE, RIGHT, LEFT = 1, 2, 3
@@ -135,19 +139,54 @@ def compare(args) -> None:
         args.out.write_text(text + "\n")
 
 
+def chance(args) -> None:
+    from scipy import stats
+
+    lines = args.against.read_text().splitlines()
+    of_run = next(r for r in map(json.loads, reversed(lines)) if "score_mean" in r)
+    with Games(lambda: games.make("Breakout", 64), 8, args.seed, limit=args.limit) as seated:
+        how = {"seed": args.seed, "keep": 0}
+        played, _ = held_out.play(seated, held_out.uniform(4), None, args.games, **how)
+    scores = np.array([game.score for game in played])
+    cut = sum(game.length == args.limit for game in played)
+    random = {"mean": scores.mean(), "std": scores.std(ddof=1), "games": len(scores), "cut": cut}
+    n = of_run["games"]
+    agent = {
+        "mean": of_run["score_mean"], "std": of_run["score_std"] * (n / (n - 1)) ** 0.5,
+        "games": n, "cut": of_run["games_cut"],
+    }  # fmt: skip
+    a, b = (part["std"] ** 2 / part["games"] for part in (agent, random))
+    freedom = (a + b) ** 2 / (a**2 / (n - 1) + b**2 / (len(scores) - 1))
+    off, half = agent["mean"] - random["mean"], stats.t.ppf(0.975, freedom) * (a + b) ** 0.5
+    found = {
+        "agent": agent,
+        "random": random,
+        "difference": off,
+        "interval": [off - half, off + half],
+    }
+    text = json.dumps(found, indent=1)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n")
+
+
 @command
 def main(argv: list[str]) -> int:
     parser = cli.Parser(prog="breakout.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("phase", help="record or places")
-    add("--out", type=Path, help="record: a new folder; places: a JSON file")
+    add("phase", help="record, places or chance")
+    add("--out", type=Path, help="record: a new folder; else a JSON file")
     add("--steps", type=cli.positive, default=60_000, help="of the game, in all")
     add("--seed", type=int, default=0, help="of the hands")
     add("--clips", type=Path, help="places: an .npz with real and imagined")
     add("--past", type=cli.positive, default=4, help="frames that are real in both")
     add("--offsets", type=lambda text: [int(n) for n in text.split(",")], default=[10, 50])
+    add("--against", type=Path, help="chance: metrics.jsonl of a run that was played for scores")
+    add("--games", type=cli.positive, default=100, help="chance: played at random")
+    add("--limit", type=cli.positive, default=1500, help="steps after which a game is cut")
     args = parser.parse(argv)
-    choose(args.phase, {"record": record, "places": compare}, "phase")(args)
+    phases = {"record": record, "places": compare, "chance": chance}
+    choose(args.phase, phases, "phase")(args)
     return 0
 
 

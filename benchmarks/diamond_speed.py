@@ -6,8 +6,9 @@ Times the functions that sample.py and train.py call, for configs/diamond.py in 
 of 4.4 M parameters, 64x64, three Euler steps, 18.3 GFLOP a frame): one more frame of 1, 32 and 256
 worlds, each call waited for and each fed the frame of the one before; a step of imagination of 32
 worlds (policy, sampler, reward and end), in rollouts of 15 without a gradient; a denoiser's update
-of 32 segments (two passes of the network). Random frames. XLA_FLAGS are taken from outside and
-told. Prints one JSON line.
+of 32 segments (two passes of the network). Random frames. Programs are compiled as the commands
+compile them (`run.devices.captured`), but where XLA_FLAGS says what is recorded into CUDA graphs;
+the line of JSON tells.
 """
 
 import os
@@ -21,7 +22,7 @@ import timing
 from timing import compiled, in_flight, record, synchronised
 
 from diffjax.errors import command
-from diffjax.run import cli
+from diffjax.run import cli, devices
 from diffjax.run import mesh as meshes
 from diffjax.systems.diamond import forecast, imagination, settings, state
 from diffjax.systems.diamond.rollout import rollout
@@ -36,6 +37,11 @@ TOY += tuple(f"{net}.channels=(16,)" for net in NETS)
 TOY += tuple(f"{net}.attention=(False,)" for net in NETS[:2]) + ("actor_critic.down=(True,)",)
 
 
+def jitted(function, **options):
+    """As the commands compile it."""
+    return jax.jit(function, compiler_options=devices.captured(), **options)
+
+
 def made(config) -> tuple:
     """(parts, State of random weights, frames(*shape) uint8, random actions)."""
     parts = settings.make(config, ACTIONS)
@@ -43,7 +49,7 @@ def made(config) -> tuple:
     frames = lambda *shape: random.integers(0, 256, (*shape, *parts.frame), dtype=np.uint8)
     acts = lambda *shape: random.integers(0, ACTIONS, shape).astype(np.int32)
     worlds = config.actor_critic.batch_size
-    return parts, jax.jit(lambda k: state.create(parts, worlds, k))(jax.random.key(0)), frames, acts
+    return parts, state.create(parts, worlds, jax.random.key(0)), frames, acts
 
 
 def frame(config, count: int, repeats: int, profile: str) -> dict:
@@ -62,7 +68,7 @@ def frame(config, count: int, repeats: int, profile: str) -> dict:
         made = forecast.forecast(denoiser, sampler, params, past, act, keys)
         return jnp.concatenate([past[:, 1:], made], 1)
 
-    program, seconds, memory = compiled(jax.jit(following), params, past, act, keys)
+    program, seconds, memory = compiled(jitted(following), params, past, act, keys)
     median = synchronised(lambda: program(params, past, act, keys), repeats)
     record(profile, lambda: program(params, past, act, keys))
 
@@ -104,9 +110,9 @@ def imagine(config, repeats: int) -> dict:
         return found[1:], found[0].rew
 
     given = at.params["actor_critic"], models, starts, at.world, at.seat, jax.random.key(2)
-    program, seconds, memory = compiled(jax.jit(roll), *given)
+    program, seconds, memory = compiled(jitted(roll), *given)
     median = synchronised(lambda: program(*given), repeats)
-    whole = jax.jit(state.policy_call(parts, config, 1))
+    whole = jitted(state.policy_call(parts, config, 1))
     update, _, _ = compiled(whole, at, starts)
     updated = synchronised(lambda: update(at, starts)[1], repeats)
     about = {"compile": seconds, "gib": memory}
@@ -144,7 +150,8 @@ def main(argv: list[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
     args = timing.parser("diamond_speed.py", __doc__, 30, "1,32,256,imagine,train").parse(argv)
     flags = os.environ.get("XLA_FLAGS", "")
-    result = {**timing.about(), "flags": flags, "overrides": overrides}
+    options = devices.captured()
+    result = {**timing.about(), "flags": flags, "options": options, "overrides": overrides}
     for name in args.only.split(","):
         words = [f"{net}.dtype=bfloat16" for net in NETS] + [*(TOY if args.toy else ()), *overrides]
         config = cli.apply_overrides(cli.load_config(str(CONFIG)), words)

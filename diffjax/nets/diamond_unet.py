@@ -123,8 +123,9 @@ def merged(net: DiamondUNet, params: dict) -> tuple[DiamondUNet, dict]:
     """Returns a network that computes the same, with one layer for all that its norms are told.
 
     A denoiser has two linear layers a block that all take one short vector, 44 for Atari: at batch
-    1 they cost an accelerator as much time as convolutions do. For sampling: the parameters of the
-    result have other names, and Adam would treat them alike.
+    1 they cost an accelerator as much time as convolutions do. Convolutions get their parameters in
+    the type that they compute in, once instead of at each evaluation. For sampling: the parameters
+    of the result have other names and types, and Adam would treat them alike.
 
     Args:
       params: of `net`, as it is trained.
@@ -137,6 +138,9 @@ def merged(net: DiamondUNet, params: dict) -> tuple[DiamondUNet, dict]:
     for name in ("kernel", "bias"):
         parts = [flat[f"{layer}/{name}"] for layer in layers]
         kept[f"merged/{name}"] = jnp.concatenate(parts, -1)
+    convolutions = [path.removesuffix("kernel") for path in kept if kept[path].ndim == 4]
+    for path in (f"{layer}{name}" for layer in convolutions for name in ("kernel", "bias")):
+        kept[path] = kept[path].astype(net.dtype)
     rows = tuple(zip((layer.removesuffix("/linear") for layer in layers), widths))
     return net.clone(merged=rows), traverse_util.unflatten_dict(kept, sep="/")
 

@@ -8,6 +8,23 @@ import jax
 
 from diffjax.errors import UserError
 
+# What XLA records into CUDA graphs: what it would by itself, and convolutions, even one.
+CAPTURED = {
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,CONVOLUTION",
+    "xla_gpu_graph_min_graph_size": 1,
+}
+
+
+def captured() -> dict | None:
+    """The `compiler_options` of `jax.jit` for programs of many small kernels.
+
+    On a GPU the launches of DIAMOND's convolutions take longer than their arithmetic, and XLA does
+    not record them into graphs by itself; elsewhere None, and where XLA_FLAGS already says
+    what is recorded.
+    """
+    told = "xla_gpu_enable_command_buffer" in os.environ.get("XLA_FLAGS", "")
+    return None if told or jax.default_backend() != "gpu" else CAPTURED
+
 
 def cache_folder() -> Path:
     """Returns where things are kept that can be made again: XDG_CACHE_HOME/diffjax."""

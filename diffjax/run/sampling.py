@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from diffjax.errors import UserError, choose
-from diffjax.run import cli, posthoc
+from diffjax.run import cli, devices, posthoc
 from diffjax.run import mesh as meshes
 from diffjax.run.checkpoints import Checkpoints
 from diffjax.run.system import System
@@ -34,7 +34,8 @@ def sampler(system: System, request, mesh: Mesh, draw: Callable | None = None) -
         keys, condition = jax.lax.with_sharding_constraint((keys, condition), meshes.rows(mesh))
         return draw(params, keys, condition, request)
 
-    return jax.jit(run)
+    options = devices.captured() if system.small_kernels else None
+    return jax.jit(run, compiler_options=options)
 
 
 def starts(system: System, request, mesh: Mesh) -> Callable | None:

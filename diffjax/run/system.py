@@ -171,6 +171,7 @@ class System:
         (workdir, init_from=, dry_run=) -> exit status.
       play: (params, request, seed) -> what `run.play.serve` takes: {"start", "step", "keys",
         "title", "fps"}. None: there is nothing to play.
+      small_kernels: whether its sampling gains from `devices.captured`.
       judge: (source, metric, net name, sharding=) -> a `metrics.judging.Judge`: a score of any part
         of the samples, for intervals. Raises as `evaluate`. None: `evaluate` itself is asked for
         each part, which is slower.
@@ -218,6 +219,7 @@ class System:
     judge: Callable | None = None
     fit: Callable | None = None
     play: Callable | None = None
+    small_kernels: bool = False
     training: Training | None = None
     begin: Callable | None = None
     beside: Callable | None = None

@@ -118,6 +118,7 @@ def make(config, assets: dict | None = None) -> System:
             params["denoiser"], x, sigma, frames, act
         ),
         play=functools.partial(playing.opened, parts, about, recorded),
+        small_kernels=True,
     )
     if experience is None:
         return system

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffjax.run import devices
 from diffjax.run import mesh as meshes
 from diffjax.systems.diamond import batches, collecting, held_out
 from diffjax.systems.diamond import state as states
@@ -77,12 +78,12 @@ class Learner:
             episodes = batches.Before(session.replay, steps)
         return batches.make(session.config, episodes, network, static=static, epoch=epoch)
 
-    def _call(self, key, make):
+    def _call(self, key, make, **options):
         """A jitted (state, ...) -> (state, metrics), made once."""
         if key not in self._calls:
             session = self._session
             out = session.shardings, meshes.replicated(session.mesh)
-            self._calls[key] = jax.jit(make(), donate_argnums=0, out_shardings=out)
+            self._calls[key] = jax.jit(make(), donate_argnums=0, out_shardings=out, **options)
         return self._calls[key]
 
     def _world(self, network: str, first: int, source: batches.Batches, size: int) -> dict:
@@ -101,7 +102,8 @@ class Learner:
         session = self._session
         self._bring_starts(source, size)
         make = lambda: states.policy_call(session.parts, session.config, size)
-        call = self._call(("actor_critic", size), make)
+        options = devices.captured()
+        call = self._call(("actor_critic", size), make, compiler_options=options)
         with jax.transfer_guard("disallow"):
             session.state, metrics = call(session.state, self._starts)
         return metrics

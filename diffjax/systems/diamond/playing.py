@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from diffjax.run import devices
 from diffjax.systems.diamond import forecast, imagination
 from diffjax.systems.diamond import request as requests
 from diffjax.systems.diamond.imagination import Starts, World
@@ -68,7 +69,7 @@ def opened(parts: Parts, about: dict, recorded, params: dict, request: Request, 
         world = made.reset(starts, 1)
         return starts, world, round_level(world.obs[0, -1])
 
-    @functools.partial(jax.jit, donate_argnums=1)
+    @functools.partial(jax.jit, donate_argnums=1, compiler_options=devices.captured())
     def advance(starts, world, act, key, k):
         draws = imagination.draw(forecast.step_keys(key[None], k), parts.frame)
         world, out = made.step(models, starts, world, act[None], draws)

@@ -20,6 +20,7 @@ import numpy as np
 from diffjax.core import grids, processes, samplers
 from diffjax.errors import UserError, choose
 
+UNROLLED = 5  # steps at most that `Sampler.unroll` unrolls by itself
 # name -> (z, sigma_0, previous frame) -> x_0
 STARTS = {
     "unit": lambda z, sigma, previous: z,
@@ -57,8 +58,8 @@ class Sampler:
       s_past: standard deviation of what is added to the past frames before each step; above 0, the
         network is told it.
       start: one of `STARTS`, or a number, see `start_of`.
-      unroll: whether the steps are compiled one by one instead of as a loop. With s_past above 0
-        they always are.
+      unroll: whether the steps are compiled one by one instead of as a loop; None: on a GPU, if
+        they are few, since it waits less between kernels. With s_past above 0 they always are.
     """
 
     steps: int = 3
@@ -72,7 +73,7 @@ class Sampler:
     s_noise: float = 1.0
     s_past: float = 0.0
     start: str = "unit"
-    unroll: bool = False
+    unroll: bool | None = None
 
     def __post_init__(self):
         start_of(self.start)
@@ -133,7 +134,10 @@ def next_frame(
     x = start_of(sampler.start)(z, np.float32(grid[0]), previous)
     process = processes.edm()
     given = {"s_noise": sampler.s_noise, "order": sampler.order, "tell_hat": False, "trace": trace}
-    if not sampler.s_past and not sampler.unroll:
+    unroll = sampler.unroll
+    if unroll is None:
+        unroll = sampler.steps <= UNROLLED and jax.default_backend() == "gpu"
+    if not sampler.s_past and not unroll:
         told = lambda x, sigma: denoise(x, sigma, past, None)
         return samplers.ode(told, process, grid, x, noise, hat=hat, **given)
     if sampler.s_past and past_noise is None:
