@@ -109,6 +109,12 @@ def write(out: Path, held_out: bool, number: int, life: int, rows: list, final) 
     np.savez_compressed(folder / f"{number:05d}_{life}.npz", **episode._asdict())
 
 
+def median(errors: np.ndarray) -> float | None:
+    """Of those that there are; None: there are none."""
+    there = errors[~np.isnan(errors)]
+    return float(np.median(there)) if len(there) else None
+
+
 def compare(args) -> None:
     with np.load(args.clips, allow_pickle=False) as arrays:
         real, made = arrays["real"], arrays["imagined"]
@@ -128,9 +134,9 @@ def compare(args) -> None:
             row[name] = {
                 "real ones": int(there.sum()),
                 "imagined": float(np.mean(~np.isnan(off))),
-                "median error": float(np.nanmedian(off)),
+                "median error": median(off),
                 "within 2 pixels": float(np.mean(off <= 2)),
-                "median error of the last real frame": float(np.nanmedian(left)),
+                "median error of the last real frame": median(left),
             }
         found[str(offset)] = row
     text = json.dumps(found, indent=1)

@@ -79,6 +79,7 @@ def get_config() -> ConfigDict:
                 "weight_decay": 1e-2,
                 "clip": 1.0,
                 "warmup_steps": 100,
+                "decay_steps": 0,  # updates until the rate is 0; 0: it stays
             },
             "reward_end": {
                 "lstm_dim": 512,
@@ -96,6 +97,7 @@ def get_config() -> ConfigDict:
                 "weight_decay": 1e-2,
                 "clip": 100.0,
                 "warmup_steps": 100,
+                "decay_steps": 0,
             },
             "actor_critic": {
                 "lstm_dim": 512,
@@ -115,6 +117,7 @@ def get_config() -> ConfigDict:
                 "weight_decay": 0.0,
                 "clip": 100.0,
                 "warmup_steps": 100,
+                "decay_steps": 0,
             },
             # the world that the policy learns in; preload: batches of starts at a time
             "imagination": {

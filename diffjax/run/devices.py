@@ -1,10 +1,12 @@
 """Starting JAX: several processes, and a cache that makes the second run compile nothing."""
 
+import functools
 import os
 import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from diffjax.errors import UserError
 
@@ -23,7 +25,26 @@ def captured() -> dict | None:
     what is recorded.
     """
     told = "xla_gpu_enable_command_buffer" in os.environ.get("XLA_FLAGS", "")
-    return None if told or jax.default_backend() != "gpu" else CAPTURED
+    if told or jax.default_backend() != "gpu":
+        return None
+    _open_cudnn()
+    return CAPTURED
+
+
+@functools.cache
+def _open_cudnn() -> None:
+    """One convolution on each device, not recorded.
+
+    cuDNN cannot be opened while its calls are recorded, and nothing else has opened it where a
+    program comes out of the compilation cache: the first call would fail with "No DNN support".
+    """
+    convolve = jax.jit(
+        lambda x, kernel: jax.lax.conv(x, kernel, (1, 1), "SAME"),
+        compiler_options={"xla_gpu_enable_command_buffer": "FUSION"},
+    )
+    for device in jax.local_devices():
+        x = jax.device_put(jnp.ones((1, 8, 8, 8)), device)
+        jax.block_until_ready(convolve(x, jax.device_put(jnp.ones((8, 8, 3, 3)), device)))
 
 
 def cache_folder() -> Path:

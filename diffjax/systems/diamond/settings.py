@@ -57,7 +57,11 @@ OWN = {
 IMAGINATION = {"horizon": int, "preload": int}
 SAMPLER = {f.name: type(f.default) for f in dataclasses.fields(Sampler) if f.name != "unroll"}
 # Of every game, in steps: Atari's own limit, 108,000 frames, so that nothing of it is cut by these.
-OPTIONAL = {"collection.limit": 27_000, "evaluation.limit": 27_000}
+NETWORKS = tuple(GROUPS.values())
+OPTIONAL = {
+    **{"collection.limit": 27_000, "evaluation.limit": 27_000},
+    **{f"{group}.decay_steps": 0 for group in NETWORKS},
+}
 FIELDS = {
     **dict.fromkeys(OPTIONAL, int),
     "game": str,
@@ -168,7 +172,8 @@ def check(config) -> None:
     _at_least(config, 1, [f"collection.{k}" for k in ("steps", "first_least", "seats")])
     _at_least(config, 0, [f"collection.{k}" for k in ("epoch_steps", "processes", "first_rewards")])
     _at_least(config, 1, [f"evaluation.{k}" for k in ("every", "seats", "longest", "starts")])
-    _at_least(config, 1, list(OPTIONAL))
+    _at_least(config, 1, ["collection.limit", "evaluation.limit"])
+    _at_least(config, 0, [f"{group}.decay_steps" for group in NETWORKS])
     _at_least(config, 1, ["evaluation.horizon", "imagination.horizon", "imagination.preload"])
     _at_least(config, 0, ["evaluation.games", "evaluation.final_games"])
     _at_least(config, 1, ["actor_critic.rollout", "imagination.steps"])
@@ -262,6 +267,7 @@ def make(config, actions: int) -> Parts:
         name: optimizers.Settings(
             **{k: config[GROUPS[name]][k] for k in ("learning_rate", "weight_decay", "clip")},
             warmup_steps=config[GROUPS[name]].warmup_steps,
+            decay_steps=config[GROUPS[name]].decay_steps,
         )
         for name in networks
     }

@@ -99,6 +99,13 @@ def test_two_updates_by_hand():
             np.testing.assert_allclose(found["bias"], want, rtol=1e-4)
 
 
+def test_a_rate_that_falls():
+    """min(1, t/2) (1 - t/5) for t = 0 ... 6, then nothing."""
+    falling = optimizers.schedule(optimizers.Settings(1.0, warmup_steps=2, decay_steps=5))
+    want = [0, 0.4, 0.6, 0.4, 0.2, 0, 0]
+    np.testing.assert_allclose([falling(t) for t in range(7)], want, atol=1e-6)
+
+
 class Episodes(list):
     lengths = np.full(40, 30)
 
