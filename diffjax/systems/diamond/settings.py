@@ -59,7 +59,8 @@ SAMPLER = {f.name: type(f.default) for f in dataclasses.fields(Sampler) if f.nam
 # Of every game, in steps: Atari's own limit, 108,000 frames, so that nothing of it is cut by these.
 NETWORKS = tuple(GROUPS.values())
 OPTIONAL = {
-    **{"collection.limit": 27_000, "evaluation.limit": 27_000},
+    "collection.limit": 27_000,
+    "evaluation.limit": 27_000,
     **{f"{group}.decay_steps": 0 for group in NETWORKS},
 }
 FIELDS = {
