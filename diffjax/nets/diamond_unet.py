@@ -20,7 +20,7 @@ from diffjax.nets.diamond_blocks import (
     linear,
     zeros,
 )
-from diffjax.nets.edm_blocks import FourierEmbedding
+from diffjax.nets.edm_blocks import FourierEmbedding, rounded
 
 ATARI = {
     "cond_channels": 256,
@@ -138,11 +138,9 @@ def merged(net: DiamondUNet, params: dict) -> tuple[DiamondUNet, dict]:
     for name in ("kernel", "bias"):
         parts = [flat[f"{layer}/{name}"] for layer in layers]
         kept[f"merged/{name}"] = jnp.concatenate(parts, -1)
-    convolutions = [path.removesuffix("kernel") for path in kept if kept[path].ndim == 4]
-    for path in (f"{layer}{name}" for layer in convolutions for name in ("kernel", "bias")):
-        kept[path] = kept[path].astype(net.dtype)
     rows = tuple(zip((layer.removesuffix("/linear") for layer in layers), widths))
-    return net.clone(merged=rows), traverse_util.unflatten_dict(kept, sep="/")
+    kept = rounded(traverse_util.unflatten_dict(kept, sep="/"), net.dtype)
+    return net.clone(merged=rows), kept
 
 
 class UNet(nn.Module):

@@ -129,6 +129,11 @@ def test_merged_layers():
     near(theirs(jax.jit(net.apply)({"params": params}, *args)), g["even/out"], 5e-5)
     shapes = jax.eval_shape(net.init, jax.random.key(0), *args)["params"]
     trees.check(trees.flatten(params), shapes, "merged")
+    half, rounded = merged(network("denoiser")[0].clone(dtype=jnp.bfloat16), network("denoiser")[1])
+    kinds = {path: leaf.dtype for path, leaf in trees.flatten(rounded).items()}
+    assert kinds["conv_in/kernel"] == kinds["conv_out/bias"] == jnp.bfloat16
+    assert kinds["merged/kernel"] == kinds["norm_out/norm/scale"] == jnp.float32
+    near(theirs(jax.jit(half.apply)({"params": rounded}, *args)), g["even/out"], 3e-2)
 
 
 @pytest.mark.slow
