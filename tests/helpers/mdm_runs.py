@@ -5,7 +5,8 @@ import numpy as np
 from diffjax.data.motion import bvh, walker
 from diffjax.data.motion.skeletons import HUMANML3D
 from diffjax.nets import text_small
-from diffjax.run import cli
+from diffjax.run import cli, sampling
+from diffjax.run import mesh as meshes
 
 ACTIONS = ("walk", "squat")
 STYLES = ("normal", "tired")
@@ -88,3 +89,17 @@ def fields_of(config, system) -> dict:
         return {**fields, "text": ((32,), np.int32), "text_mask": ((32,), bool)}
     width = system.assets["text"]["width"]
     return {**fields, "text": ((1, width), np.float32), "text_mask": ((1,), bool)}
+
+
+def draw(system, params, request, count, batch=None, seed=0):
+    """Samples number 0 ... count - 1, so many at once."""
+    how = {"num": count, "seed": seed, "batch": batch or count}
+    return sampling.collect(system, params, request, mesh=meshes.make_mesh(meshes.LOCAL), **how)
+
+
+def refused(capsys, main, *words):
+    """The one line that a command answers bad input with."""
+    assert main([str(word) for word in words]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0]

@@ -41,18 +41,6 @@ def loaded(run):
     return system, sampling.load_params(system, run, mesh)[0]
 
 
-def draw(system, params, request, count, batch=None, seed=0):
-    how = {"num": count, "seed": seed, "batch": batch or count}
-    return sampling.collect(system, params, request, mesh=meshes.make_mesh(meshes.LOCAL), **how)
-
-
-def refused(capsys, main, *words):
-    assert main([str(word) for word in words]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    return lines[0]
-
-
 def test_a_run_keeps_what_sampling_needs(run):
     names = {p.name for p in (run / "assets").iterdir()}
     wanted = {"data.json", "skeleton.json", "rig.json", "mean.npy", "std.npy", "vocabulary.json"}
@@ -81,7 +69,7 @@ def test_sampling_writes_bvh_and_joints(run, loaded, folder, capsys, tmp_path):
 
 def test_bones_keep_their_lengths(loaded):
     system, params = loaded
-    found = draw(system, params, dataclasses.replace(system.request, steps=2), 2)
+    found = mdm_runs.draw(system, params, dataclasses.replace(system.request, steps=2), 2)
     skeleton = motions.described(system.assets).skeleton
     bones = found["joints"][..., 1:, :] - found["joints"][..., list(skeleton.parents[1:]), :]
     lengths = np.linalg.norm(bones, axis=-1)
@@ -95,17 +83,17 @@ def test_a_grid_of_one_s_own_is_the_schedule_s_where_it_says_the_same(loaded):
     named = dataclasses.replace(system.request, steps=3, frames=8)
     own = dataclasses.replace(named, grid="8,5,1", steps=0)  # with 0, what 3 of 8 steps visit
     assert requests.grid_of(named, 8).tolist() == [8, 5, 1, 0]
-    want, got = (draw(system, params, request, 2)["motion"] for request in (named, own))
+    want, got = (mdm_runs.draw(system, params, request, 2)["motion"] for request in (named, own))
     np.testing.assert_array_equal(want, got)
-    other = draw(system, params, dataclasses.replace(own, grid="8,6.5,1"), 2)["motion"]
+    other = mdm_runs.draw(system, params, dataclasses.replace(own, grid="8,6.5,1"), 2)["motion"]
     assert np.isfinite(other).all() and not np.allclose(other, want)
 
 
 def test_a_sample_does_not_depend_on_its_batch(loaded):
     system, params = loaded
     request = dataclasses.replace(system.request, cond="walk, normal; squat, tired", steps=3)
-    whole = draw(system, params, request, 4)
-    parts = draw(system, params, request, 4, batch=1)
+    whole = mdm_runs.draw(system, params, request, 4)
+    parts = mdm_runs.draw(system, params, request, 4, batch=1)
     for name in whole:
         np.testing.assert_allclose(whole[name], parts[name], atol=2e-5, err_msg=name)
     assert not np.allclose(whole["motion"][0], whole["motion"][2])
@@ -117,7 +105,7 @@ def test_a_sample_does_not_depend_on_its_batch(loaded):
 def test_every_sampler_runs(loaded, name):
     system, params = loaded
     request = dataclasses.replace(system.request, sampler=name, steps=4, guidance=1.0, frames=8)
-    assert np.isfinite(draw(system, params, request, 1)["joints"]).all()
+    assert np.isfinite(mdm_runs.draw(system, params, request, 1)["joints"]).all()
 
 
 def test_guidance_is_the_two_passes(loaded):
@@ -156,7 +144,7 @@ def test_editing_keeps_what_it_is_told(loaded, folder, edit):
         system.request, edit=edit, motion=str(file), frames=0, steps=3, keep="0.3,0.8"
     )
     given = system.condition(request, np.arange(2))
-    found = draw(system, params, request, 2)
+    found = mdm_runs.draw(system, params, request, 2)
     body = motions.described(system.assets)
     x = np.asarray(motions.normalised(found["motion"], body))
     kept = given["kept"]
@@ -238,7 +226,7 @@ def test_a_step_depends_on_the_rows_number_alone(root, folder, loaded):
 
 def test_wrong_flags_are_one_line(run, capsys, folder, tmp_path):
     def said(*words):
-        return refused(capsys, sample.main, "--workdir", run, *words)
+        return mdm_runs.refused(capsys, sample.main, "--workdir", run, *words)
 
     assert "did you mean 'ddim'" in said("--sampler", "ddin")
     assert "did you mean 'ddim'" in said("--grid", "ddin")

@@ -2,6 +2,7 @@
 
 import json
 
+import mdm_runs
 import numpy as np
 import pytest
 from mdm_original import manifest, state_of
@@ -69,13 +70,6 @@ def stats(tmp_path):
     return folder
 
 
-def refused(capsys, main, *words):
-    assert main([str(word) for word in words]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    return lines[0]
-
-
 def test_a_published_model_becomes_a_run(tmp_path, stats, capsys, monkeypatch):
     from diffjax.systems.mdm import conditions
 
@@ -100,12 +94,14 @@ def test_without_an_encoder_there_is_a_line(tmp_path, stats, capsys):
     run = tmp_path / "run"
     words = [put(tmp_path / "model"), "--out", run, "--stats", stats]
     assert convert.main([str(word) for word in words]) == 0
-    assert "give --text_folder" in refused(capsys, sample.main, "--workdir", run, "--cond", "walk")
+    assert "give --text_folder" in mdm_runs.refused(
+        capsys, sample.main, "--workdir", run, "--cond", "walk"
+    )
 
 
 def test_what_is_refused(tmp_path, stats, capsys):
     file = put(tmp_path / "model")
-    said = lambda *words: refused(capsys, convert.main, *words, "--out", tmp_path / "run")
+    said = lambda *words: mdm_runs.refused(capsys, convert.main, *words, "--out", tmp_path / "run")
     assert "give --stats FOLDER" in said(file)
     assert "leave out --config" in said(file, "--stats", stats, "--prefix", "x", "--system", "mdm")
     assert "Mean.npy" in said(file, "--stats", tmp_path)
@@ -121,7 +117,7 @@ def test_what_is_refused(tmp_path, stats, capsys):
 def test_a_planner_needs_motions_to_go_on_from(tmp_path, stats, capsys):
     file = put(tmp_path / "model", context_len=20, pred_len=40)
     words = [file, "--stats", stats, "--out", tmp_path / "run"]
-    assert "a planner goes on from frames" in refused(capsys, convert.main, *words)
+    assert "a planner goes on from frames" in mdm_runs.refused(capsys, convert.main, *words)
 
 
 @pytest.mark.parametrize("tag", ["humanact12", "humanact12_unconstrained"])

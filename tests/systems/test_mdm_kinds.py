@@ -13,8 +13,6 @@ import train
 from diffjax import systems
 from diffjax.data.motion import bvh
 from diffjax.errors import UserError
-from diffjax.run import mesh as meshes
-from diffjax.run import sampling
 from diffjax.systems.mdm import motions
 from diffjax.systems.mdm import request as requests
 from diffjax.systems.mdm.request import Request
@@ -24,18 +22,6 @@ from diffjax.weights import trees
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return mdm_runs.folder_of(tmp_path_factory.mktemp("bvh"))
-
-
-def draw(system, params, request, count, batch=None, seed=0):
-    how = {"num": count, "seed": seed, "batch": batch or count}
-    return sampling.collect(system, params, request, mesh=meshes.make_mesh(meshes.LOCAL), **how)
-
-
-def refused(capsys, main, *words):
-    assert main([str(word) for word in words]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    return lines[0]
 
 
 @pytest.mark.slow
