@@ -9,12 +9,13 @@ from diffjax.errors import UserError
 
 
 def place(name: str, endings: Sequence[str]) -> Path:
-    """Returns Path(name), beside which `write` can put these endings.
+    """Returns Path(name), beside which `write` can put these endings; a name may have one of them.
 
     Raises:
       UserError: no name, no such folder, one that cannot be written to, or a file that is there.
     """
     out = Path(name)
+    out = out.with_suffix("") if out.suffix in endings else out
     if not out.name or not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: must be a name in a folder that is there")
     for ending in endings:

@@ -12,6 +12,8 @@ from diffjax.studies import drift, files, steps
 def test_a_place_is_looked_at_and_left_alone(tmp_path):
     (tmp_path / "a.png").write_text("mine")
     out = files.place(str(tmp_path / "b"), [".json", ".png"])
+    assert files.place(str(tmp_path / "b.json"), [".json", ".png"]) == out
+    assert files.place(str(tmp_path / "b.5"), [".json", ".png"]) == tmp_path / "b.5"
     assert out == tmp_path / "b" and [p.name for p in tmp_path.iterdir()] == ["a.png"]
     for name, words in (
         (str(tmp_path / "a"), "a.png exists; give another name"),
