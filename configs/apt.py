@@ -70,6 +70,7 @@ def get_config() -> ConfigDict:
                 "solver": "euler",  # or heun
                 "space": "v",  # of the loss; or x
                 "huber": False,
+                "target": "",  # whose jump is learnt: the student's own, or an average's of `ema`
             },
             "distil": {  # what is other in the run of the distillation
                 "steps": 800,

@@ -180,6 +180,7 @@ class System:
         they are). None: those of `init`, or of train.py's --init_from.
       beside: mesh -> (weights of another run that training looks at and leaves as they are, what
         they are). `loss` then takes them as its fourth argument.
+      target: the name of the state's average that `loss` takes as its last argument; "": none.
       compare: (mesh, num, seed) -> outputs, of the same conditions, that a run's samples are shown
         beside; None: of nothing.
       alarm: the records of metrics.jsonl -> None, or (the first step of what is wrong, a sentence
@@ -223,6 +224,7 @@ class System:
     training: Training | None = None
     begin: Callable | None = None
     beside: Callable | None = None
+    target: str = ""
     compare: Callable | None = None
     alarm: Callable | None = None
     panels: tuple = ()

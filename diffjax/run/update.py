@@ -183,6 +183,8 @@ def step_function(system: System, config, feed, mesh: Mesh) -> Callable:
         """(params, opt_state, metrics with loss and grad_norm) after this step."""
         if system.training is not None:
             return system.training.step(state.params, state.opt_state, batch, key, rate)
+        if system.target:
+            beside = (*beside, state.ema[system.target])
         (loss, metrics), gradient = loss_and_gradient(state.params, batch, key, beside)
         norm = optax.global_norm(gradient)
         direction, opt_state = tx.update(gradient, state.opt_state, state.params)

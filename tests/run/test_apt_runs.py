@@ -178,6 +178,7 @@ MISTAKES = {
     "clip": ({"optimizer__clip": 1.0}, "config.optimizer.clip 1.0: this stage takes RMSProp"),
     "weight": ({"adversarial__r1_weight": -1.0}, "config.adversarial.r1_weight -1.0"),
     "solver": ({"distillation__solver": "rk4"}, "distillation.solver 'rk4'"),
+    "target": ({"distillation__target": "eam"}, "distillation.target.* 'eam' .did you mean 'ema'"),
     "guidance": ({"distillation__guidance": -2.0}, "config.distillation.guidance -2.0"),
 }
 

@@ -1,6 +1,7 @@
 """Stages B and C on a run of EDM, against the same arithmetic put together by hand."""
 
 import dataclasses
+import types
 
 import apt_runs
 import jax
@@ -63,13 +64,20 @@ def estimate(net, params, x, sigma, label):
     return SIGMA_DATA**2 / total * x + sigma * SIGMA_DATA / jnp.sqrt(total) * f
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_the_distillation_s_loss(trained, net, weights, batch, guidance):
-    config = apt_runs.of(trained, "distil", distillation__guidance=guidance)
+@pytest.mark.parametrize(("guidance", "target"), [(1.0, ""), (3.0, ""), (1.0, "ema")])
+def test_the_distillation_s_loss(trained, mesh, net, weights, batch, guidance, target):
+    given = {"distillation__guidance": guidance, "distillation__target": target}
+    config = apt_runs.of(trained, "distil", **given)
     system = systems.make(config)
     moved = jax.tree.map(lambda a: 0.9 * a, weights)
-    key = jax.random.key(5)
-    got, _ = system.loss(moved, batch, key, weights)
+    of_target = jax.tree.map(lambda a: 0.8 * a, weights) if target else moved
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    # Through the step, which is what brings the average.
+    state = update.create(system, config, jax.tree.map(jnp.asarray, moved))
+    state = state._replace(ema={"ema": jax.tree.map(jnp.asarray, of_target)})
+    feed = types.SimpleNamespace(take=lambda fed, key, step: fed)
+    step = jax.jit(update.step_function(system, config, feed, mesh))
+    got = step(state, batch, np.float32(0), weights)[1]["loss"]
 
     _, of_n, of_eps = jax.random.split(key, 3)
     n = consistency.indices(of_n, batch["row"], 8)
@@ -83,9 +91,9 @@ def test_the_distillation_s_loss(trained, net, weights, batch, guidance):
     hat, nobody = (estimate(net, weights, x, sigma, c) for c in (label, jnp.full(BATCH, 3)))
     hat = nobody + guidance * (hat - nobody)
     before = hat + sigma_next / sigma * (x - hat)  # Euler's step: the noise that was estimated
-    target = estimate(net, moved, before, jnp.maximum(sigma_next, 1e-4), label)
-    target = jnp.where(sigma_next > 0, target, before)
-    wanted = jnp.mean(((estimate(net, moved, x, sigma, label) - target) / t) ** 2)
+    wanted = estimate(net, of_target, before, jnp.maximum(sigma_next, 1e-4), label)
+    wanted = jnp.where(sigma_next > 0, wanted, before)
+    wanted = jnp.mean(((estimate(net, moved, x, sigma, label) - wanted) / t) ** 2)
     np.testing.assert_allclose(got, wanted, rtol=2e-4)
     assert wanted > 1e-3
 

@@ -19,13 +19,17 @@ FIELDS = {
     "distillation.space": str,
     "distillation.huber": bool,
 }
+OPTIONAL = {"distillation.target": ""}  # the student
 OWN = -1.0  # distillation.guidance: the base's own
 
 
 def check(config) -> None:
     """Raises `UserError` for fields of `config.distillation` that make no sense."""
+    config = cli.with_defaults(config, OPTIONAL)
     cli.require(config, FIELDS)
     settings = config.distillation
+    if settings.target:
+        choose(settings.target, config.ema, "config.distillation.target, of config.ema:")
     if not 1 <= settings.steps <= 100_000:
         raise UserError(f"config.distillation.steps {settings.steps}: at least 1")
     if not 0.01 <= settings.shift <= 1000:
@@ -64,6 +68,7 @@ def add(system: System, base: System, config, one) -> System:
       base: the diffusion model.
     """
     check(config)
+    config = cli.with_defaults(config, OPTIONAL)
     settings, backbone, process = config.distillation, base.backbone, base.process
     scale = scale_of(config, base)
     end = bases.last_time(process, backbone.start[0])
@@ -79,7 +84,7 @@ def add(system: System, base: System, config, one) -> System:
         whole = denoise if mask is None else lambda x, t: jnp.where(mask, denoise(x, t), 0)
         return bases.velocity(process, whole, told=backbone.lowest)
 
-    def loss(params, batch, key, teacher):
+    def loss(params, batch, key, teacher, average=None):
         of_data, of_n, of_eps = jax.random.split(key, 3)
         x0, cond = backbone.examples(batch, of_data)
         error = consistency.loss(
@@ -92,6 +97,7 @@ def add(system: System, base: System, config, one) -> System:
             solver=settings.solver,
             space=settings.space,
             huber=settings.huber,
+            average=None if average is None else velocity(average, cond),
         )
         return jnp.mean(error), {}
 
@@ -102,4 +108,5 @@ def add(system: System, base: System, config, one) -> System:
         params, which = beside(mesh)
         return jax.tree.map(jnp.copy, params), f"{config.base} ({which})"
 
-    return dataclasses.replace(system, loss=loss, beside=beside, begin=begin)
+    more = {"loss": loss, "beside": beside, "begin": begin, "target": settings.target}
+    return dataclasses.replace(system, optional=OPTIONAL, **more)
