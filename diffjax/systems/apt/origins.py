@@ -1,12 +1,13 @@
 """The runs that a stage begins from, and what it keeps of them to be sampled without them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from diffjax import systems
 from diffjax.errors import UserError
-from diffjax.run import cli
+from diffjax.run import cli, sampling
 from diffjax.run.system import System, load_assets
 
 BASE = "base"  # the asset: {"config": the diffusion model's}
@@ -51,7 +52,7 @@ def read(config) -> dict:
                 f"config.data.path {config.data.path}: its {differ[0]} is another than that of "
                 f"{config.base}"
             )
-        assets = fresh
+        assets = {**assets, **fresh}  # what a base has recorded in training is not in the new ones
     return {**assets, BASE: {"config": theirs.to_dict()}}
 
 
@@ -73,3 +74,14 @@ def opened(config, assets: dict) -> System:
             "(its System has no backbone)"
         )
     return system
+
+
+def samples_of(base: System, config, request) -> Callable:
+    """`System.compare`: the base's own samples, of this request."""
+
+    def compare(mesh, num: int, seed: int):
+        params, _ = sampling.load_params(base, place(config.base), mesh)
+        how = {"num": num, "seed": seed, "batch": num, "mesh": mesh}
+        return sampling.collect(base, params, request, **how)
+
+    return compare

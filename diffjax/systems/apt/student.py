@@ -1,4 +1,9 @@
-"""Stage B: the base, taught to jump to the end of its own guided path (`consistency`)."""
+"""Stage B: the base, taught to jump to the end of its own guided path (`consistency`).
+
+The path is x0 + noise, straight. A world's sampler need not be on it: DIAMOND's starts from noise
+less than it tells the network, without the frame in it. Such a base (`Backbone.unrolled`) has few
+steps, and they are imitated whole: E |G(z) - sampler(z)|^2 (Luhman & Luhman 2021).
+"""
 
 import dataclasses
 
@@ -66,6 +71,11 @@ def add(system: System, base: System, config, one) -> System:
     check(config)
     settings, backbone, process = config.distillation, base.backbone, base.process
     scale = scale_of(config, base)
+    if backbone.unrolled is not None and config.optimizer.weight_decay:
+        raise UserError(
+            f"config.optimizer.weight_decay {config.optimizer.weight_decay:g}: would shrink those "
+            f"networks of {config.base} that are kept as they are: 0"
+        )
     end = bases.last_time(process, backbone.start[0])
     grid = timesteps.consistency(settings.steps, settings.shift, end)
 
@@ -78,6 +88,16 @@ def add(system: System, base: System, config, one) -> System:
             denoise = guidance.cfg(denoise, free, guided)
         whole = denoise if mask is None else lambda x, t: jnp.where(mask, denoise(x, t), 0)
         return bases.velocity(process, whole, told=backbone.lowest)
+
+    def imitation(params, batch, key, teacher):
+        """The error of one call from z against the base's own few steps from it."""
+        of_data, _, of_eps = jax.random.split(key, 3)
+        x0, cond = backbone.examples(batch, of_data)
+        z = alternation.normal(of_eps, batch["row"], x0.shape[1:])
+        wanted = jax.lax.stop_gradient(backbone.unrolled.sampled(teacher, z, cond))
+        one = lambda x, t: base.denoiser(params, x, t, cond)
+        made = bases.generator(one, *backbone.start)(z)
+        return jnp.mean(jnp.square(made - wanted)), {}
 
     def loss(params, batch, key, teacher):
         of_data, of_n, of_eps = jax.random.split(key, 3)
@@ -102,4 +122,5 @@ def add(system: System, base: System, config, one) -> System:
         params, which = beside(mesh)
         return jax.tree.map(jnp.copy, params), f"{config.base} ({which})"
 
-    return dataclasses.replace(system, loss=loss, beside=beside, begin=begin)
+    own = loss if backbone.unrolled is None else imitation
+    return dataclasses.replace(system, loss=own, beside=beside, begin=begin)
