@@ -56,16 +56,21 @@ def read(config) -> dict:
     return {**assets, BASE: {"config": theirs.to_dict()}}
 
 
+def config_of(assets: dict) -> ConfigDict:
+    """Returns the base's config; `UserError` where the assets do not tell."""
+    about = assets.get(BASE)
+    if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
+        raise UserError("the run directory lacks assets/base.json, its base's config")
+    return ConfigDict(about["config"])
+
+
 def opened(config, assets: dict) -> System:
     """Returns the base's system, without opening its training data.
 
     Raises:
       UserError: assets that do not tell, or a system that cannot be trained further.
     """
-    about = assets.get(BASE)
-    if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
-        raise UserError("the run directory lacks assets/base.json, its base's config")
-    theirs = ConfigDict(about["config"])
+    theirs = config_of(assets)
     own = {name: value for name, value in assets.items() if name != BASE}
     system = systems.make(theirs, own)
     if system.backbone is None or system.denoiser is None:
