@@ -19,6 +19,7 @@ from diffjax.nets.diamond_unet import DiamondUNet
 from diffjax.run import mesh as meshes
 from diffjax.run import sampling
 from diffjax.run.system import load_assets
+from diffjax.studies import drift
 from diffjax.systems.apt import origins
 from diffjax.systems.diamond import moments
 
@@ -174,9 +175,35 @@ def test_distillation_is_the_distance_to_the_teacher(finished, base, params, net
     error = np.mean((estimate(net, params, z, TOP, *told) - wanted) ** 2)
     got, _ = system.loss(params, batch, key, teacher)
     np.testing.assert_allclose(got, error, rtol=1e-4)
-    gradient = jax.grad(lambda p: system.loss(p, batch, key, teacher)[0])(params)
-    moved = {name: any(np.any(a) for a in jax.tree.leaves(g)) for name, g in gradient.items()}
-    assert moved == {"denoiser": True, "rew_end_model": False, "actor_critic": False}
+
+
+def test_a_frame_is_one_call_from_unit_noise(finished, params, net):
+    system = systems.make(apt_runs.of(finished), origins.read(apt_runs.of(finished)))
+    assert system.request.steps == 1 and system.request.horizon == 4
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(3), i))(jnp.arange(2))
+    given = system.condition(system.request, np.arange(2))
+    got = system.sample(params, keys, given, system.request)["imagined"]
+    by_hand(finished, params, net, got)
+
+
+def by_hand(run, params, net, got):
+    """Holds roll-outs of seed 3, uint8, to the formula: D(z; 5) of unit noise z, rounded down."""
+    starts, count = load_assets(run), len(got)
+    obs, act = starts["starts_obs"][:count], starts["starts_act"][:count]
+    assert got.shape == (count, PAST + 4, 8, 8, 3)
+    np.testing.assert_array_equal(got[:, :PAST], obs[:, :PAST])
+    frames, apply = (
+        list(np.moveaxis(got, 1, 0) / 127.5 - 1),
+        jax.jit(estimate, static_argnums=(0, 3)),
+    )
+    for k in range(4):
+        key = lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(3), i), k)  # noqa: B023
+        noise = lambda i: jax.random.normal(jax.random.fold_in(key(i), 0), (8, 8, 3))  # noqa: B023
+        z = jnp.stack([noise(i) for i in range(count)])
+        past = np.concatenate(frames[k : k + PAST], -1).astype(np.float32)
+        levels = floored(apply(net, params, z, TOP, past, act[:, k : k + PAST]))
+        off = np.abs(levels - got[:, PAST + k])
+        assert off.max() <= 1 and (off > 0).mean() < 0.02  # where it falls on a level
 
 
 # ---- a run ---------------------------------------------------------------------------------------
@@ -191,49 +218,50 @@ def made(finished, tmp_path_factory):
     return workdir
 
 
-def test_it_is_sampled_in_one_call(made, finished, net):
-    system = systems.load(made)[0]
-    assert system.request.steps == 1 and system.request.horizon == 4
+@pytest.mark.slow
+def test_a_run_is_sampled_and_played(made, finished, net):
     assert (made / "base.gif").is_file() and (made / "samples.gif").is_file()
-    params, which = sampling.load_params(system, made, meshes.make_mesh(meshes.LOCAL))
-    params = jax.device_get(params)
-    theirs = jax.device_get(
-        sampling.load_params(systems.load(finished)[0], finished, meshes.make_mesh(meshes.LOCAL))[0]
-    )
-    same = lambda name: jax.tree.map(np.array_equal, params[name], theirs[name])
-    assert all(jax.tree.leaves([same("rew_end_model"), same("actor_critic")]))
-    assert not all(jax.tree.leaves(same("denoiser")))
+    system, mesh = systems.load(made)[0], meshes.make_mesh(meshes.LOCAL)
+    params = jax.device_get(sampling.load_params(system, made, mesh)[0])
+    base = systems.load(finished)[0]
+    theirs = jax.device_get(sampling.load_params(base, finished, mesh)[0])
+    same = {
+        name: all(jax.tree.leaves(jax.tree.map(np.array_equal, params[name], theirs[name])))
+        for name in theirs
+    }
+    assert same == {"denoiser": False, "rew_end_model": True, "actor_critic": True}
+    # sample.py's frames are the formula's, and those that are played are sample.py's.
     assert sample.main(["--workdir", str(made), "--out", str(made / "a.npz"), "--seed", "3"]) == 0
-    with np.load(made / "a.npz") as file:
-        got = dict(file)
-    starts = load_assets(made)
-    obs, act = starts["starts_obs"], starts["starts_act"]
-    assert got["imagined"].shape == (3, PAST + 4, 8, 8, 3)
-    np.testing.assert_array_equal(got["imagined"][:, :PAST], obs[:, :PAST])
-    frames = list(np.moveaxis(obs[:, :PAST], 1, 0) / 127.5 - 1)
-    for k in range(4):
-        keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(3), i), k) for i in range(3)]
-        z = jnp.stack([jax.random.normal(jax.random.fold_in(key, 0), (8, 8, 3)) for key in keys])
-        past = np.concatenate(frames[k:], -1).astype(np.float32)
-        levels = floored(estimate(net, params, z, TOP, past, act[:, k : k + PAST]))
-        off = np.abs(levels - got["imagined"][:, PAST + k])
-        assert off.max() <= 1 and (off > 0).mean() < 0.02  # where rounding falls on a level
-        frames.append(got["imagined"][:, PAST + k] / 127.5 - 1)
-
-
-def test_it_is_played_and_drawn(made, capsys):
-    system = systems.load(made)[0]
-    params, _ = sampling.load_params(system, made, meshes.make_mesh(meshes.LOCAL))
+    imagined = np.load(made / "a.npz")["imagined"]
+    by_hand(made, params, net, imagined)
     served = system.play(params, system.request, 3)
     state, _ = served["start"]()
     state, _ = served["step"](state, int(load_assets(made)["starts_act"][0, PAST - 1]))
-    # What is played is what sample.py makes of the same seed.
-    imagined = np.load(made / "a.npz")["imagined"][0, PAST]
     shown = (np.asarray(state.world.obs[0, -1]) + 1) * 127.5
-    np.testing.assert_allclose(shown, imagined, atol=1e-3)
+    np.testing.assert_allclose(shown, imagined[0, PAST], atol=1e-3)
     assert sample.main(["--workdir", str(made), "--out", str(made / "a.gif"), "--num", "1"]) == 0
     with Image.open(made / "a.gif") as film:
         assert film.n_frames == PAST + 4
+
+
+@pytest.mark.slow
+def test_it_drifts_beside_its_parent(made, finished, tmp_path):
+    folder = diamond_runs.recordings(tmp_path / "mine", length=16)
+    words = ["--workdir", str(made), "--ref", str(folder), "--judge", "pixels", "--horizon", "10"]
+    words += ["--starts", "8", "--batch", "8", "--contexts", "3", "--noises", "2"]
+    words += ["--out", str(tmp_path / "drift")]
+    assert drift.main([*words, "--against", str(finished)]) == 0
+    found = json.loads((tmp_path / "drift.json").read_text())
+    parent, child = found["arms"]
+    assert (parent["arm"], child["arm"]) == ("against", "") and found["against"] == [str(finished)]
+    less = child["less_first"]["auc"]["value"]
+    own = [arm["scores"]["auc"]["value"] for arm in (parent, child)]
+    assert less == pytest.approx(own[1] - own[0]) and less != 0
+    # The parent's arm is what it has when it is studied alone.
+    alone = [str(finished), *words[2:-1], str(tmp_path / "alone"), "--vary", "steps=2"]
+    assert drift.main(["--workdir", *alone]) == 0
+    (arm,) = json.loads((tmp_path / "alone.json").read_text())["arms"]
+    assert arm["scores"]["auc"]["value"] == pytest.approx(own[0], rel=1e-5)
 
 
 # ---- refusals ------------------------------------------------------------------------------------
@@ -257,7 +285,5 @@ def test_what_cannot_be_done_is_one_line(root, finished, tmp_path, capsys):
     config = apt_runs.of(tmp_path / "unplayed")
     with pytest.raises(UserError, match="no recorded play in it .*--config.data.path=FOLDER"):
         systems.make(config).data("train")
-    config = apt_runs.of(finished, data__path=diamond_runs.recordings(tmp_path / "big", size=16))
-    assert json.loads(config.to_json())["base"] == str(finished)
     with pytest.raises(UserError, match="frames of .16, 16, 3."):
-        systems.make(config)
+        apt_runs.of(finished, data__path=diamond_runs.recordings(tmp_path / "big", size=16))
