@@ -19,7 +19,7 @@ from diffjax.data.base import ArraySource, Source
 from diffjax.errors import UserError
 
 MAX_BATCHES = 1 << 40  # Grain wants a length
-EXAMPLES = ("image", "motion")  # one of them is in every set, a row an example
+EXAMPLES = ("image", "motion", "moment")  # one of them is in every set, a row an example
 ASIDE = 2**32 - 1  # a stream of randomness above every row
 FEISTEL_ROUNDS = 8  # even, so that the two halves end where they began
 

@@ -75,6 +75,28 @@ class Training(NamedTuple):
     sampled: str
 
 
+class Unrolled(NamedTuple):
+    """What a `Backbone` adds whose System samples many x0 in a row, each from those before.
+
+    Then an x0 is not what `System.condition` and `System.sample` are about, and `System.data` may
+    not be where its examples are.
+
+    Attributes:
+      one: () -> a cond of one x0.
+      source: a run directory of this system -> the source of `Backbone.examples`' batches. Raises
+        `UserError` where there is none.
+      request: a request -> the same, with one call of the network for each x0, as it is trained:
+        from `start`. `System.sample` and `System.play` take it.
+      sampled: (params, z [B, ...], cond) -> x0: the system's own few steps from z, standard normal.
+        They are what is distilled.
+    """
+
+    one: Callable
+    source: Callable
+    request: Callable
+    sampled: Callable
+
+
 class Backbone(NamedTuple):
     """What post-training needs of a system beside `process` and `denoiser`.
 
@@ -97,8 +119,9 @@ class Backbone(NamedTuple):
       examples: (batch, key) -> (x0 float32 [B, ...], cond): the data without augmentation or
         dropped conditions, arguments as `System.loss`.
       unconditional: cond -> the cond of nobody; None where the network knows none.
-      finish: (x0, cond) -> outputs, as `System.sample`.
+      finish: (x0, cond) -> outputs, as `System.sample`; None where `unrolled`.
       asks: the fields of the request that say what is made and not how.
+      unrolled: an `Unrolled`, where a sample is many x0 in a row; None: it is one.
     """
 
     shape: Callable
@@ -111,8 +134,9 @@ class Backbone(NamedTuple):
     feed: Callable
     examples: Callable
     unconditional: Callable | None
-    finish: Callable
+    finish: Callable | None
     asks: tuple[str, ...]
+    unrolled: Unrolled | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,14 +3,16 @@
 From real starting frames and under the real actions, a world model imagines on; beside what really
 came, frame by frame. Ways of sampling are compared (`--vary start=unit,sigma_max`), each from the
 same starts, actions and noises; several runs are trainings under several seeds. Drift is told
-together with variety, as what is too sure of itself drifts little. Writes NAME.json, .png, .gif
-and .npz.
+together with variety, as what is too sure of itself drifts little. `--against RUN` sets runs beside
+others, such as a world of one step (of the system apt) beside its parent. Writes NAME.json, .png,
+.gif and .npz.
 """
 
 import dataclasses
 import functools
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +27,7 @@ from diffjax.run import mesh as meshes
 from diffjax.studies import arms, drift_measures, drift_report, files
 from diffjax.studies.drift_measures import Curves
 from diffjax.systems import diamond
+from diffjax.systems.apt import origins
 from diffjax.systems.diamond import experience, forecast
 from diffjax.systems.diamond import request as requests
 from diffjax.systems.diamond.quantise import round_level, to_float
@@ -47,7 +50,8 @@ def main(argv: list[str]) -> int:
     if not isinstance(default, requests.Request):
         raise UserError(f"{first}: no run of the system diamond")
     args, request = cli.with_request(parser, argv, default, without=OWN)
-    chosen = arms.combinations(request, args.vary, OWN)
+    alone = args.against and not cli.given(argv, "--vary")
+    chosen = arms.combinations(request, [] if alone else args.vary, OWN)
     every = {arms.title(fields): dataclasses.replace(request, **fields) for fields in chosen}
     for arm in every.values():
         requests.check(dataclasses.replace(arm, horizon=1, policy="recorded"), "", 1)
@@ -64,9 +68,12 @@ def main(argv: list[str]) -> int:
     sampling.check_seed(args.seed)
     out = files.place(args.out, drift_report.ENDINGS)
     runs = [open_run(Path(name), args) for name in args.workdir]
+    parents = None
+    if args.against:
+        parents = (systems.load(args.against[0])[0].request, open_parents(runs, args))
     judge = open_judge(args.judge, runs[0], args)
     windows = open_windows(args.ref, runs[0], args.horizon, args.starts)
-    result, arrays, films = study(runs, every, windows, judge, args)
+    result, arrays, films = study(runs, every, windows, judge, args, parents)
     drift_report.write(out, result, arrays, films)
     print(drift_report.table(result))
     print(f"{out}.json, {out}.png, {out}.gif, {out}.npz")
@@ -82,6 +89,7 @@ def _parser() -> cli.Parser:
     add("--ref", default="", help="a folder of recorded episodes; empty: what the run has kept")
     add("--judge", default="", help="a run whose reward model sees; empty: the first; or pixels")
     add("--vary", nargs="+", default=["start=unit,sigma_max"], help="fields and their values")
+    add("--against", nargs="+", default=[], help="runs, or one, as they are sampled: the first arm")
     add("--horizon", type=cli.positive, default=50, help="frames that are imagined")
     add("--starts", type=cli.positive, default=128, help="roll-outs, of each run")
     add("--contexts", type=cli.positive, default=32, help="starts of which one frame is sampled")
@@ -115,11 +123,22 @@ class Run(NamedTuple):
 
 def open_run(workdir: Path, args) -> Run:
     system, config = systems.load(workdir)
+    if config.system == "apt":
+        config = origins.config_of(system.assets)
     if config.system != "diamond":
         raise UserError(f"{workdir}: no run of the system diamond")
     mesh = meshes.make_mesh(meshes.LOCAL)
     params, which = sampling.load_params(system, workdir, mesh, ema=args.ema, step=args.step)
     return Run(diamond.parts_of(config, system.assets), params, system.assets, which)
+
+
+def open_parents(runs: list[Run], args) -> list[Run]:
+    """Returns the runs of --against, one for each of `runs`; a single one stands for all."""
+    newest = SimpleNamespace(ema="", step=-1)  # flags are of --workdir's runs
+    found = [open_run(Path(name), newest) for name in args.against]
+    if len(found) not in (1, len(runs)):
+        raise UserError(f"--against: {len(found)} runs, --workdir has {len(runs)}: as many, or one")
+    return found if len(found) == len(runs) else found * len(runs)
 
 
 def open_judge(name: str, first: Run, args) -> tuple[str, Any, Any]:
@@ -270,7 +289,7 @@ def long_marginals(run: Run, request, windows: dict, judge, real, project, args)
     return {str(m): float(distance(part(m), real)[0]) for m in sorted(marks)}
 
 
-def study(runs: list[Run], every: dict, windows: dict, judge, args):
+def study(runs: list[Run], every: dict, windows: dict, judge, args, parents=None):
     """Returns (the result, ready for JSON; arrays; {row: clips} for a film).
 
     Args:
@@ -278,9 +297,13 @@ def study(runs: list[Run], every: dict, windows: dict, judge, args):
       every: {arm's name: its request}; the first is what the others are compared with.
       windows: of `open_windows`. judge: of `open_judge`.
       args: starts, contexts, noises, seed, batch, margin, long.
+      parents: (request, as many runs), then the first arm, "against"; None: there are none.
     """
     parts = runs[0].parts
-    for run in runs[1:]:
+    taken = {name: (request, runs) for name, request in every.items()}
+    if parents is not None:
+        taken = {"against": parents, **taken}
+    for run in (*runs[1:], *(parents[1] if parents else ())):
         if (run.parts.frame, run.parts.past, run.parts.actions) != (
             *(parts.frame, parts.past, parts.actions),
         ):
@@ -291,8 +314,8 @@ def study(runs: list[Run], every: dict, windows: dict, judge, args):
     measured, arrays = {}, {}
     shown = min(SHOWN, args.batch)
     films = {"real": windows["obs"][:shown, parts.past :][:, :SHOWN_FRAMES]}
-    with tqdm(total=len(every) * len(runs) * len(windows["obs"]), unit="roll-out") as bar:
-        for name, request in every.items():
+    with tqdm(total=len(taken) * len(runs) * len(windows["obs"]), unit="roll-out") as bar:
+        for name, (request, runs) in taken.items():
             bar.set_description(name)
             found = [rolled(run, request, windows, judge, args, project, bar) for run in runs]
             decided = [one_frame(run, request, windows, args) for run in runs]
@@ -307,6 +330,7 @@ def study(runs: list[Run], every: dict, windows: dict, judge, args):
     words, *_ = judge
     about = {
         "workdirs": args.workdir, "weights": [run.which for run in runs], "judge": words,
+        **({"against": args.against} if parents else {}),
         "ref": args.ref or "the run's own recordings", "starts": len(windows["obs"]),
         "horizon": windows["obs"].shape[1] - parts.past, "seed": args.seed,
         "contexts": min(args.contexts, len(windows["obs"])), "noises": args.noises,

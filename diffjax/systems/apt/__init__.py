@@ -16,10 +16,9 @@ import numpy as np
 
 from diffjax.core import processes, samplers
 from diffjax.errors import choose
-from diffjax.run import sampling
 from diffjax.run.system import Problem, System
 from diffjax.systems import images
-from diffjax.systems.apt import adversary, bases, multistep, origins, student, timesteps
+from diffjax.systems.apt import adversary, bases, multistep, origins, student, timesteps, worlds
 from diffjax.systems.apt import request as requests
 from diffjax.systems.apt.stages import STAGES, stages
 
@@ -36,6 +35,8 @@ def make(config, assets: dict | None = None) -> System:
     if assets is None:
         assets = origins.read(config)
     base = origins.opened(config, assets)
+    if base.backbone.unrolled is not None:
+        return worlds.make(base, config, assets)
     backbone, process = base.backbone, base.process
     kind = requests.kind(base)
     default = images.default_request(kind, config)
@@ -78,11 +79,6 @@ def make(config, assets: dict | None = None) -> System:
     def sample(params, keys, cond, request):
         return backbone.finish(pixels(params, keys, cond, request), cond)
 
-    def compare(mesh, num: int, seed: int):
-        params, _ = sampling.load_params(base, origins.place(config.base), mesh)
-        how = {"num": num, "seed": seed, "batch": num, "mesh": mesh}
-        return sampling.collect(base, params, theirs(default), **how)
-
     system = dataclasses.replace(
         base,
         request=default,
@@ -94,7 +90,7 @@ def make(config, assets: dict | None = None) -> System:
         assets=assets,
         optional={},
         equip=None,
-        compare=compare,
+        compare=origins.samples_of(base, config, theirs(default)),
         backbone=None,
     )
     add = {"distil": student.add, "adversarial": adversary.add}[config.stage]

@@ -1,12 +1,13 @@
 """The runs that a stage begins from, and what it keeps of them to be sampled without them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from diffjax import systems
 from diffjax.errors import UserError
-from diffjax.run import cli
+from diffjax.run import cli, sampling
 from diffjax.run.system import System, load_assets
 
 BASE = "base"  # the asset: {"config": the diffusion model's}
@@ -51,8 +52,16 @@ def read(config) -> dict:
                 f"config.data.path {config.data.path}: its {differ[0]} is another than that of "
                 f"{config.base}"
             )
-        assets = fresh
+        assets = {**assets, **fresh}  # what a base has recorded in training is not in the new ones
     return {**assets, BASE: {"config": theirs.to_dict()}}
+
+
+def config_of(assets: dict) -> ConfigDict:
+    """Returns the base's config; `UserError` where the assets do not tell."""
+    about = assets.get(BASE)
+    if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
+        raise UserError("the run directory lacks assets/base.json, its base's config")
+    return ConfigDict(about["config"])
 
 
 def opened(config, assets: dict) -> System:
@@ -61,10 +70,7 @@ def opened(config, assets: dict) -> System:
     Raises:
       UserError: assets that do not tell, or a system that cannot be trained further.
     """
-    about = assets.get(BASE)
-    if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
-        raise UserError("the run directory lacks assets/base.json, its base's config")
-    theirs = ConfigDict(about["config"])
+    theirs = config_of(assets)
     own = {name: value for name, value in assets.items() if name != BASE}
     system = systems.make(theirs, own)
     if system.backbone is None or system.denoiser is None:
@@ -73,3 +79,14 @@ def opened(config, assets: dict) -> System:
             "(its System has no backbone)"
         )
     return system
+
+
+def samples_of(base: System, config, request) -> Callable:
+    """`System.compare`: the base's own samples, of this request."""
+
+    def compare(mesh, num: int, seed: int):
+        params, _ = sampling.load_params(base, place(config.base), mesh)
+        how = {"num": num, "seed": seed, "batch": num, "mesh": mesh}
+        return sampling.collect(base, params, request, **how)
+
+    return compare

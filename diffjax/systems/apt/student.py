@@ -1,4 +1,9 @@
-"""Stage B: the base, taught to jump to the end of its own guided path (`consistency`)."""
+"""Stage B: the base, taught to jump to the end of its own guided path (`consistency`).
+
+The path is x0 + noise, straight. A world's sampler need not be on it: DIAMOND's starts from noise
+less than it tells the network, without the frame in it. Such a base (`Backbone.unrolled`) has few
+steps, and they are imitated whole: E |G(z) - sampler(z)|^2 (Luhman & Luhman 2021).
+"""
 
 import dataclasses
 
@@ -71,6 +76,11 @@ def add(system: System, base: System, config, one) -> System:
     config = cli.with_defaults(config, OPTIONAL)
     settings, backbone, process = config.distillation, base.backbone, base.process
     scale = scale_of(config, base)
+    if backbone.unrolled is not None and config.optimizer.weight_decay:
+        raise UserError(
+            f"config.optimizer.weight_decay {config.optimizer.weight_decay:g}: would shrink those "
+            f"networks of {config.base} that are kept as they are: 0"
+        )
     end = bases.last_time(process, backbone.start[0])
     grid = timesteps.consistency(settings.steps, settings.shift, end)
 
@@ -83,6 +93,16 @@ def add(system: System, base: System, config, one) -> System:
             denoise = guidance.cfg(denoise, free, guided)
         whole = denoise if mask is None else lambda x, t: jnp.where(mask, denoise(x, t), 0)
         return bases.velocity(process, whole, told=backbone.lowest)
+
+    def imitation(params, batch, key, teacher):
+        """The error of one call from z against the base's own few steps from it."""
+        of_data, _, of_eps = jax.random.split(key, 3)
+        x0, cond = backbone.examples(batch, of_data)
+        z = alternation.normal(of_eps, batch["row"], x0.shape[1:])
+        wanted = jax.lax.stop_gradient(backbone.unrolled.sampled(teacher, z, cond))
+        one = lambda x, t: base.denoiser(params, x, t, cond)
+        made = bases.generator(one, *backbone.start)(z)
+        return jnp.mean(jnp.square(made - wanted)), {}
 
     def loss(params, batch, key, teacher, average=None):
         of_data, of_n, of_eps = jax.random.split(key, 3)
@@ -108,5 +128,7 @@ def add(system: System, base: System, config, one) -> System:
         params, which = beside(mesh)
         return jax.tree.map(jnp.copy, params), f"{config.base} ({which})"
 
-    more = {"loss": loss, "beside": beside, "begin": begin, "target": settings.target}
+    whole = backbone.unrolled is not None
+    more = {"loss": imitation if whole else loss, "target": "" if whole else settings.target}
+    more |= {"beside": beside, "begin": begin}
     return dataclasses.replace(system, optional=OPTIONAL, **more)

@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffjax.core import processes
 from diffjax.errors import UserError
 from diffjax.run import cli, clips
 from diffjax.run.system import System
+from diffjax.systems.diamond import backbone, forecast, playing, settings, state
 from diffjax.systems.diamond import experience as experiences
 from diffjax.systems.diamond import fit as fitting
-from diffjax.systems.diamond import forecast, playing, settings, state
 from diffjax.systems.diamond import request as requests
 from diffjax.systems.diamond.quantise import round_level, to_float
 from diffjax.systems.diamond.request import Request
@@ -114,9 +115,9 @@ def make(config, assets: dict | None = None) -> System:
         count=lambda request: len(recorded()["obs"]),
         assets=assets,
         optional=settings.OPTIONAL,
-        denoiser=lambda params, x, sigma, frames, act: parts.denoiser(
-            params["denoiser"], x, sigma, frames, act
-        ),
+        process=processes.edm(),
+        denoiser=backbone.estimate(parts),
+        backbone=backbone.make(config, parts, default),
         play=functools.partial(playing.opened, parts, about, recorded),
         small_kernels=True,
     )
