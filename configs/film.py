@@ -27,14 +27,14 @@ def get_config():
         "patch_frames": 2,  # 1: its weights can start from a run on pictures (--init_from)
         "modulation": "adaln",
         "feed": "gelu",
-        "time_scale": 1000.0,
+        "time_scale": 100.0,
         "scan": True,
         "remat": True,
         "dtype": "bfloat16",
     }
-    # logit t ~ N(p_mean, p_std^2): a shift of times by s is ln s here, 1.1 is a shift of 3
-    config.diffusion.update(times="logitnormal", p_mean=1.1, p_std=1.2, stratified=True)
+    # logit t ~ N(p_mean, p_std^2): p_mean is the log of a shift of times, wide enough to end clean
+    config.diffusion.update(times="logitnormal", p_mean=0.4, p_std=1.6, stratified=True)
     config.optimizer.update(learning_rate=3e-4, warmup_steps=1000)
     config.ema.ema.decay = 0.9995
-    config.sampling.update(steps=24, guidance=1.5, sigma_min=0.005, sigma_max=160.0)
+    config.sampling.update(steps=24, guidance=1.5, sigma_min=0.02, sigma_max=160.0)
     return config
