@@ -8,10 +8,10 @@
 The packs lie outside this repository (their licences or sizes do not fit in it). `cifar10` is
 CIFAR-10 as JPEG scans under one shared header; `emoji` a zip of WebP pictures with an index.csv,
 whose column `group` becomes the class; `emoji_anim` the same of films, each a strip of its frames
-from left to right, for `--config.data.frames=16`. `bandai` is data set 2 of the Bandai Namco Research
-Motiondataset (CC BY-NC 4.0) as joints: classes and captions are "content, style", and its file has
-all splits, with the training takes that a generator may see (`train`, the first two thirds of each
-class) or those that are kept for a judge (`judge`).
+from left to right, for `--config.data.frames=16`. `bandai` is data set 2 of the Bandai Namco
+Research Motiondataset (CC BY-NC 4.0) as joints: classes and captions are "content, style", and its
+file has all splits, with the training takes that a generator may see (`train`, the first two thirds
+of each class) or those that are kept for a judge (`judge`).
 """
 
 import csv

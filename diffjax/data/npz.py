@@ -9,7 +9,6 @@ from diffjax.data.base import ArraySource
 from diffjax.data.reading import open_zip, reading, size_text
 from diffjax.errors import UserError
 
-
 KEEP = "keep large sets as .zip (python -m diffjax.prepare)"
 
 

@@ -1,13 +1,17 @@
 """Scores of generated films against real ones: of their frames, and of what moves between them.
 
     kid_frames   the mean over t of KID between frame t of the made films and frame t of the real
-    kid_motion   the same of the differences of features between frames t + 1 and t, whitened by
-                 those of the real films (`whitening`)
+    kid_motion   the same of the differences of features between frames t + 1 and t, of bounded size
+                 (`bounded`)
 
 Both compare films by films: frames of one film are no independent samples, and KID of all frames in
-one heap would be biased. Whitened, as differences are small, and a cubic kernel of small features
-hears their mean alone, which for films that go all ways is 0. A film whose frames are in a wrong
-order has good frames and bad motion. What takes longer than one frame is not heard.
+one heap would be biased. A film whose frames are in a wrong order has good frames and bad motion.
+What takes longer than one frame is not heard.
+
+Differences as they are would not do. They are small, and a cubic kernel of small features hears
+their mean alone, which for films that go all ways is 0; enlarged, it hears the few hard cuts of a
+set alone; whitened, too many directions. On animated emoji, 100 against 100 films, only bounded
+ones told films that stand still from real ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +22,6 @@ import numpy as np
 from diffjax.errors import UserError, choose
 from diffjax.metrics.features import FeatureNet, extract, feature_net
 from diffjax.metrics.kid import kid
-from diffjax.metrics.whitening import Whitening, measure
 
 LEAST = 2  # films of a set that KID is taken of
 
@@ -40,9 +43,18 @@ def motion(features: np.ndarray) -> np.ndarray:
     return np.diff(features, axis=1)
 
 
-def whitened(real: np.ndarray) -> Whitening:
-    """The whitening by a set's motion; real: features [n, T, d]."""
-    return measure(motion(real).reshape(-1, real.shape[-1]))
+def typical(moved: np.ndarray) -> float:
+    """The median over films and times of the mean square of a difference [n, T - 1, d]."""
+    return max(float(np.median(np.mean(np.square(moved, dtype=np.float64), -1))), 1e-12)
+
+
+def bounded(moved: np.ndarray, size: float) -> np.ndarray:
+    """x/sqrt(mean(x^2) + size) of differences [n, T - 1, d]: their mean squares stay below 1.
+
+    size: `typical` of the real films', whose mean squares become 1/2.
+    """
+    moved = np.asarray(moved, np.float64)
+    return moved / np.sqrt(np.mean(moved**2, -1, keepdims=True) + size)
 
 
 def features_of(net: FeatureNet, films: np.ndarray, sharding=None) -> np.ndarray:
@@ -52,12 +64,12 @@ def features_of(net: FeatureNet, films: np.ndarray, sharding=None) -> np.ndarray
     return extract(net, frames, sharding=sharding).reshape(*films.shape[:2], -1)
 
 
-def _frames(made, real, white: Whitening, seed: int) -> float:
+def _frames(made, real, size: float, seed: int) -> float:
     return of_frames(made, real, seed)
 
 
-def _motion(made, real, white: Whitening, seed: int) -> float:
-    return of_frames(white(motion(made)), white(motion(real)), seed)
+def _motion(made, real, size: float, seed: int) -> float:
+    return of_frames(bounded(motion(made), size), bounded(motion(real), size), seed)
 
 
 METRICS = {"kid_frames": _frames, "kid_motion": _motion}
@@ -102,14 +114,14 @@ def scorer(
         at = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int))
         real = np.stack([source[int(i)]["image"] for i in at])
         real, made = (features_of(made_by, films, sharding) for films in (real, made))
-        white, half = whitened(real), len(real) // 2
+        size, half = typical(motion(real)), len(real) // 2
         order = np.random.default_rng(seed).permutation(len(real))
         one, other = real[order[:half]], real[order[half : 2 * half]]
         scores = {}
         for name in dict.fromkeys(metrics):
             of = METRICS[name]
-            floor = of(one, other, white, seed) if half >= LEAST else None
-            scores[name] = {"value": of(made, real, white, seed), "floor": floor}
+            floor = of(one, other, size, seed) if half >= LEAST else None
+            scores[name] = {"value": of(made, real, size, seed), "floor": floor}
         return {
             "feature_net": made_by.name,
             "num_fake": len(made),

@@ -1,9 +1,9 @@
 """The networks: what computes. They know no process, no loss and no system.
 
 Every network is called as `net.apply({"params": p}, x, c_noise, label, augment, train, rngs=...)`:
-x float [B, H, W, C], of films [B, T, H, W, C]; c_noise float32 [B]; label int32 [B] with num_classes for "no class"; augment
-float32 [B, augment_dim] or None, ignored by those that take none; train turns dropout on, which
-draws from rngs {"dropout": key}. They return float32.
+x float [B, H, W, C], of films [B, T, H, W, C]; c_noise float32 [B]; label int32 [B] with
+num_classes for "no class"; augment float32 [B, augment_dim] or None, ignored by those that take
+none; train turns dropout on, which draws from rngs {"dropout": key}. They return float32.
 
 Networks of motions (`make_motion`) are called as `net.apply({"params": p}, x, t, condition,
 mask=..., drop=..., prefix=..., train=..., rngs=...)`, see `motion_transformer.MotionTransformer`.

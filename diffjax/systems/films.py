@@ -27,9 +27,7 @@ def opener(config) -> Callable:
             "config.data.path is empty: give a folder of .gif or .webp films, a .npz, or dots"
         )
     if settings.image_size < 0:
-        raise UserError(
-            f"config.data.image_size {settings.image_size}: pixels, 0: as they are"
-        )
+        raise UserError(f"config.data.image_size {settings.image_size}: pixels, 0: as they are")
     return functools.cache(lambda split: _open(settings, settings.path, split))
 
 
@@ -37,21 +35,22 @@ def _open(settings, path: str, split: str):
     return films.open_films(path, settings.frames, split, settings.image_size or None)
 
 
-def show(outputs: dict, path: Path, labels, names) -> None:
+def show(made, labels, names, path: Path) -> None:
     """Writes films beside each other, all running at once: a .gif, or .mp4 where ffmpeg is there.
 
     With .png: the frames from left to right, a film a row.
 
     Args:
-      outputs: "image" uint8 [n, T, H, W, C].
+      made: uint8 [n, T, H, W, C].
       labels: int [n], or None.
       names: of the classes.
     """
-    made = np.asarray(outputs["image"])
+    made = np.asarray(made)
     if Path(path).suffix == ".png":
         n, frames, height, width, channels = made.shape
         rows = made.swapaxes(1, 2).reshape(n * height, frames * width, channels)
-        return pictures.write_array(rows, path)
+        pictures.write_array(rows, path)
+        return
     sheet = lambda t: np.asarray(pictures.labelled_sheet(made[:, t], labels, names))
     clips.save_clip(np.stack([sheet(t) for t in range(made.shape[1])]), path, FPS, scale=1)
 

@@ -17,9 +17,9 @@ from diffjax.run import clips
 def marked(n=5, frames=4, size=6, channels=3):
     """Films whose pixels say which film (10 i) and which frame (t) they are of."""
     number = 10 * np.arange(n)[:, None] + np.arange(frames)
-    return np.broadcast_to(
-        number[..., None, None, None], (n, frames, size, size, channels)
-    ).astype(np.uint8)
+    return np.broadcast_to(number[..., None, None, None], (n, frames, size, size, channels)).astype(
+        np.uint8
+    )
 
 
 def gif(frames, durations=50, **options) -> bytes:

@@ -167,9 +167,8 @@ def make(config, assets: dict | None = None) -> System:
 
     def show(outputs, path):
         labels = outputs["label"] if null else None
-        if of_films:
-            return films.show(outputs, path, labels, names)
-        pictures.labelled_grid(outputs["image"], labels, names, path)
+        draw = films.show if of_films else pictures.labelled_grid
+        draw(outputs["image"], labels, names, path)
 
     def condition_like(request: Request, source, index: np.ndarray) -> np.ndarray:
         check_request(request)
