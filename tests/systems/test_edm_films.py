@@ -233,3 +233,13 @@ def test_post_training_of_a_run_of_films(film_run, tmp_path):
     words = ["--workdir", str(tmp_path / "apt"), "--num", "4", "--out", str(tmp_path / "a.gif")]
     assert sample.main(words) == 0
     assert Image.open(tmp_path / "a.gif").n_frames == 4
+
+
+def test_a_bad_film_is_one_line_and_leaves_nothing(words, tmp_path, capfd):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.gif").write_bytes(b"GIF89a" + bytes(40))
+    data = f"--config.data.path={tmp_path / 'set'}"
+    assert train.main([*words, data, "--workdir", str(tmp_path / "run")]) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and "a.gif: " in lines[0], lines
+    assert not (tmp_path / "run").exists()
