@@ -103,6 +103,10 @@ class ArraySource:
       class_names: one a class; made up from the labels where it is empty.
       name: what to call it in logs and errors.
 
+    Attributes:
+      what, axes: what its examples are called and how they are shaped; `films.FilmSource` has
+        others.
+
     Raises:
       UserError: a dtype, shape or range other than these.
     """
