@@ -20,7 +20,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--out",
         default="",
-        help="PATH.png (of motions, worlds .gif, .mp4) a picture, PATH.npz arrays, PATH/ files",
+        help="PATH.png (of films, motions, worlds .gif, .mp4) a picture, PATH.npz arrays, "
+        "PATH/ files",
     )
     parser.add_argument("--play", action="store_true", help="play by hand, in a browser")
     parser.add_argument("--port", type=int, default=8000, help="of --play; 0: any that is free")

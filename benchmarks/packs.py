@@ -2,14 +2,16 @@
 
     python benchmarks/packs.py cifar10 cifar10_jpegscan.npz --out cifar10.npz [--split test]
     python benchmarks/packs.py emoji emoji64.zip --out emoji64.npz [--split test]
+    python benchmarks/packs.py emoji_anim emoji_anim64.zip --out films.npz [--split test]
     python benchmarks/packs.py bandai FOLDER --out bandai.npz [--split judge]
 
 The packs lie outside this repository (their licences or sizes do not fit in it). `cifar10` is
 CIFAR-10 as JPEG scans under one shared header; `emoji` a zip of WebP pictures with an index.csv,
-whose column `group` becomes the class. `bandai` is data set 2 of the Bandai Namco Research
-Motiondataset (CC BY-NC 4.0) as joints: classes and captions are "content, style", and its file has
-all splits, with the training takes that a generator may see (`train`, the first two thirds of each
-class) or those that are kept for a judge (`judge`).
+whose column `group` becomes the class; `emoji_anim` the same of films, each a strip of its frames
+from left to right, for `--config.data.frames=16`. `bandai` is data set 2 of the Bandai Namco
+Research Motiondataset (CC BY-NC 4.0) as joints: classes and captions are "content, style", and its
+file has all splits, with the training takes that a generator may see (`train`, the first two thirds
+of each class) or those that are kept for a judge (`judge`).
 """
 
 import csv
@@ -53,6 +55,14 @@ def emoji(path: Path, split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     names = sorted({row["group"] for row in table})  # of both splits: labels mean the same
     labels = np.array([names.index(row["group"]) for row in rows], np.int32)
     return images, labels, names
+
+
+def emoji_anim(path: Path, split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Returns (films uint8 [n, T, s, s, 3], labels int32 [n], names of the groups)."""
+    strips, labels, names = emoji(path, split)  # [n, s, T s, 3]
+    n, side, width, channels = strips.shape
+    films = strips.reshape(n, side, width // side, side, channels).swapaxes(1, 2)
+    return films, labels, names
 
 
 def bandai(folder: Path, split: str, out: Path) -> str:
@@ -101,12 +111,13 @@ def stack(files: Iterator[bytes]) -> np.ndarray:
 @command
 def main(argv: list[str]) -> int:
     parser = cli.Parser(prog="packs.py", description=__doc__.splitlines()[0])
-    parser.add_argument("kind", help="cifar10, emoji or bandai")
+    parser.add_argument("kind", help="cifar10, emoji, emoji_anim or bandai")
     parser.add_argument("pack", help="the pack's file, or its folder")
     parser.add_argument("--split", default="train", help="train or test; bandai: train or judge")
     parser.add_argument("--out", required=True, help="FILE.npz")
     args = parser.parse(argv)
-    read = choose(args.kind, {"cifar10": cifar10, "emoji": emoji, "bandai": bandai}, "pack")
+    kinds = {"cifar10": cifar10, "emoji": emoji, "emoji_anim": emoji_anim, "bandai": bandai}
+    read = choose(args.kind, kinds, "pack")
     choose(args.split, {"train": 0, "judge" if read is bandai else "test": 0}, "--split")
     if read is bandai:
         print(f"{args.out}: {bandai(Path(args.pack), args.split, Path(args.out))}")
@@ -114,8 +125,9 @@ def main(argv: list[str]) -> int:
     if not Path(args.pack).is_file():
         raise UserError(f"{args.pack}: no such file")
     images, labels, names = read(Path(args.pack), args.split)
-    np.savez(args.out, images=images, labels=labels, class_names=names)
-    print(f"{args.out}: {len(images)} pictures {images.shape[1:]}, {len(names)} classes")
+    what, key = ("films", "films") if read is emoji_anim else ("pictures", "images")
+    np.savez(args.out, **{key: images}, labels=labels, class_names=names)
+    print(f"{args.out}: {len(images)} {what} {images.shape[1:]}, {len(names)} classes")
     return 0
 
 

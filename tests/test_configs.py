@@ -19,6 +19,8 @@ SIZES = {
     "edm_ffhq64": 64,
     "edm_imagenet64": 64,
     "images": 64,
+    "film": 64,
+    "film_tiny": 16,
     "relay_tiny_base": 12,
     "relay_emoji64": 64,
     "relay_emoji256": 256,
@@ -91,7 +93,9 @@ def test_a_config_makes_a_state(path):
         config.data.path = "somewhere"
     config.mesh.data = 1
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), meshes.AXES)
-    about = {"image_shape": [size, size, 3], "class_names": ["a", "b"], "fingerprint": ""}
+    frames = config.data.get("frames", 0) if "data" in config else 0
+    shape = [frames, size, size, 3] if frames else [size, size, 3]
+    about = {"image_shape": shape, "class_names": ["a", "b"], "fingerprint": ""}
     motions = config.system == "mdm"
     system = systems.make(config, mdm_runs.assets_of(config) if motions else {"data": about})
     loop.check_config(config)
@@ -101,7 +105,7 @@ def test_a_config_makes_a_state(path):
     state, shardings = update.state_shapes(system, config, mesh)
     assert jax.tree.structure(state) == jax.tree.structure(shardings)
     # The step is traced, not compiled: what it returns has the state's own shapes.
-    fields = {"image": ((size, size, 3), np.uint8), "label": ((), np.int32)}
+    fields = {"image": (tuple(shape), np.uint8), "label": ((), np.int32)}
     fields = mdm_runs.fields_of(config, system) if motions else fields
     batch = {k: jax.ShapeDtypeStruct((config.batch_size, *s), d) for k, (s, d) in fields.items()}
     step = update.step_function(system, config, Passed, mesh)

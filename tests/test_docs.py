@@ -148,7 +148,7 @@ def test_modules_in_commands_exist():
 def test_config_fields_in_the_text_exist(page):
     config = cli.load_config(str(ROOT / "configs" / "emoji.py"))
     flat = cli.flatten(config)
-    for other in ("relay_tiny", "mdm_tiny", "diamond_tiny", "apt_tiny"):
+    for other in ("relay_tiny", "mdm_tiny", "diamond_tiny", "apt_tiny", "film_tiny"):
         flat |= cli.flatten(cli.load_config(str(ROOT / "configs" / f"{other}.py")))
     groups = {".".join(k.split(".")[:n]) for k in flat for n in range(1, k.count(".") + 1)}
     text = FENCE.sub("", page.read_text())

@@ -8,7 +8,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -103,6 +103,10 @@ class ArraySource:
       class_names: one a class; made up from the labels where it is empty.
       name: what to call it in logs and errors.
 
+    Attributes:
+      what, axes: what its examples are called and how they are shaped; `films.FilmSource` has
+        others.
+
     Raises:
       UserError: a dtype, shape or range other than these.
     """
@@ -111,14 +115,16 @@ class ArraySource:
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     name: str = "array"
+    what: ClassVar[str] = "images"
+    axes: ClassVar[tuple[str, ...]] = ("n", "H", "W", "C")
 
     def __post_init__(self):
         images = np.asarray(self.images)
-        if images.dtype != np.uint8 or images.ndim != 4:
-            found = f"{images.dtype} {images.shape}"
-            raise UserError(f"{self.name}: images must be uint8 [n, H, W, C], not {found}")
+        if images.dtype != np.uint8 or images.ndim != len(self.axes):
+            found, wanted = f"{images.dtype} {images.shape}", ", ".join(self.axes)
+            raise UserError(f"{self.name}: {self.what} must be uint8 [{wanted}], not {found}")
         if 0 in images.shape:
-            raise UserError(f"{self.name}: no images in it, its shape is {images.shape}")
+            raise UserError(f"{self.name}: no {self.what} in it, its shape is {images.shape}")
         labels, names = check_labels(self.name, len(images), self.labels, self.class_names)
         for field, value in (("images", images), ("labels", labels), ("class_names", names)):
             object.__setattr__(self, field, value)

@@ -25,10 +25,13 @@ def reading(name: object) -> Iterator[None]:
         raise UserError(f"{name}: cannot be read ({reason})") from error
 
 
-def not_found(place: Path) -> UserError:
-    """Returns the error for a data set that is not there, with the nearest name beside it."""
+def not_found(place: Path, built_in: str = "emoji") -> UserError:
+    """Returns the error for a data set that is not there, with the nearest name beside it.
+
+    built_in: the name of the set that is no file.
+    """
     names = [entry.name for entry in place.parent.iterdir()] if place.parent.is_dir() else []
-    near = did_you_mean(place.name, [*names, "emoji"])
+    near = did_you_mean(place.name, [*names, built_in])
     return UserError(f"{place}: no such file or folder{near if near.startswith(' (did') else ''}")
 
 

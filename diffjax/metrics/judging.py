@@ -17,6 +17,7 @@ from diffjax.metrics.intervals import Statistic
 SPLITS = 20
 # -1 where a lower score is the better one.
 SIGN = {"fd": -1, "kid": -1, "sfd": -1, "precision": 1, "recall": 1, "is": 1, "accuracy": 1}
+SIGN |= {"kid_frames": -1, "kid_motion": -1}  # of films, see `film_scores`
 
 
 class Judge(NamedTuple):

@@ -1,9 +1,9 @@
 """The networks: what computes. They know no process, no loss and no system.
 
 Every network is called as `net.apply({"params": p}, x, c_noise, label, augment, train, rngs=...)`:
-x float [B, H, W, C]; c_noise float32 [B]; label int32 [B] with num_classes for "no class"; augment
-float32 [B, augment_dim] or None, ignored by those that take none; train turns dropout on, which
-draws from rngs {"dropout": key}. They return float32.
+x float [B, H, W, C], of films [B, T, H, W, C]; c_noise float32 [B]; label int32 [B] with
+num_classes for "no class"; augment float32 [B, augment_dim] or None, ignored by those that take
+none; train turns dropout on, which draws from rngs {"dropout": key}. They return float32.
 
 Networks of motions (`make_motion`) are called as `net.apply({"params": p}, x, t, condition,
 mask=..., drop=..., prefix=..., train=..., rngs=...)`, see `motion_transformer.MotionTransformer`.
@@ -133,6 +133,8 @@ class Kind(NamedTuple):
       rounded: (params, dtype) -> params with what is rounded at each use rounded once, or None.
       unit: the class of the blocks that a discriminator looks behind, or None, where the network
         has taps of its own or is none that one could be made of.
+      optional: {field that the config may have: what it may be}.
+      films: whether the net takes films too.
     """
 
     module: Callable
@@ -141,6 +143,8 @@ class Kind(NamedTuple):
     fixed: dict = {}
     rounded: Callable | None = None
     unit: type | None = None
+    optional: dict[str, Callable] = {}
+    films: bool = False
 
 
 UNET = {
@@ -179,7 +183,7 @@ KINDS = {
     "song": Kind(SongUNet, SONG, **EDM),
     "dhariwal": Kind(DhariwalUNet, {**UNET, "channel_mult_emb": whole}, **EDM),
     "dit": Kind(DiT, {**DIT, "dtype": dtype}, dit.SHARDING),
-    "mmdit": Kind(MMDiT, MMDIT, mmdit.SHARDING),
+    "mmdit": Kind(MMDiT, MMDIT, mmdit.SHARDING, optional={"patch_frames": whole}, films=True),
 }
 
 MOTION = {"width": whole, "layers": whole, "dropout": rate, "dtype": dtype}
@@ -221,21 +225,26 @@ WORLD_KINDS = {
 ALL_KINDS = {**KINDS, **MOTION_KINDS, **WORLD_KINDS}
 
 
-def make(network, *, channels: int, num_classes: int, shape: tuple[int, int, int]):
+def make(network, *, channels: int, num_classes: int, shape: tuple[int, ...]):
     """Returns the linen module that a config's `network` group describes.
 
     Args:
       network: kind and its fields (`KINDS`); lists stand for tuples, as JSON has none.
       channels: output channels.
       num_classes: 0 for an unconditional net.
-      shape: (height, width, channels) of the input, to refuse what the net cannot divide.
+      shape: (height, width, channels) of the input, or (frames, height, width, channels), to refuse
+        what the net cannot divide.
 
     Raises:
       UserError: for an unknown kind, a field that is absent or no value for it, or such a shape.
     """
     kind = _kind(network, KINDS)
     fields = _fields(kind, network)
-    _check_divisible(fields, shape)
+    if len(shape) == 4:
+        _check_film(kind, network["kind"], fields, shape[0])
+    elif fields.get("patch_frames", 1) > 1:
+        raise UserError(f"config.network.patch_frames {fields['patch_frames']}: of pictures only 1")
+    _check_divisible(fields, shape[-3:])
     _check_groups(fields)
     width, heads = fields.get("width", 0), fields.get("heads", 1)
     if width % heads or 0 < width < 6 * heads:
@@ -329,7 +338,24 @@ def _fields(kind: Kind, network) -> dict:
         if name not in network:
             raise UserError(f"config.network lacks the field {name!r}")
         fields[name] = check(f"config.network.{name}", network[name])
+    for name, check in kind.optional.items():
+        if name in network:
+            fields[name] = check(f"config.network.{name}", network[name])
     return fields
+
+
+def _check_film(kind: Kind, name: str, fields: dict, frames: int) -> None:
+    if not kind.films:
+        able = ", ".join(name for name, row in KINDS.items() if row.films)
+        raise UserError(
+            f"config.network.kind {name}: takes pictures, and config.data.frames is {frames} "
+            f"({able} takes films)"
+        )
+    if frames % fields.get("patch_frames", 1):
+        raise UserError(
+            f"config.network.patch_frames {fields['patch_frames']}: does not divide films of "
+            f"{frames} frames"
+        )
 
 
 def _check_divisible(fields: dict, shape) -> None:

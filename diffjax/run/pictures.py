@@ -24,13 +24,18 @@ def write_array(image: np.ndarray, path: Path) -> None:
 
 
 def labelled_grid(images, labels, names, path: Path) -> None:
+    """Writes `labelled_sheet` as the PNG `path`."""
+    save_image(labelled_sheet(images, labels, names), path)
+
+
+def labelled_sheet(images, labels, names) -> Image.Image:
     """Draws images in rows, one row a class with its name where the classes come equally often.
 
     Args:
-      images: uint8 [n, H, W, C] with C of 1 or 3.
+      images: uint8 [n, H, W, C] with C of 1 or 3. Small ones are enlarged by whole numbers, without
+        smoothing.
       labels: int [n], or None.
       names: class names.
-      path: the PNG to write. Small images are enlarged by whole numbers, without smoothing.
     """
     images = np.asarray(images)
     count, height, width, channels = images.shape
@@ -59,7 +64,7 @@ def labelled_grid(images, labels, names, path: Path) -> None:
             image = image.repeat(3, axis=-1)
         tile = Image.fromarray(image[..., :3]).resize((width * scale, height * scale), 0)
         sheet.paste(tile, (margin + i % columns * cell_w, gap + i // columns * cell_h))
-    save_image(sheet, path)
+    return sheet
 
 
 def loss_plot(metrics: Path, path: Path, panels: tuple = ()) -> None:

@@ -72,15 +72,21 @@ def describe(source) -> dict:
     }
 
 
-def described(assets: dict) -> tuple[tuple[int, int, int], tuple[str, ...]]:
-    """Returns (image shape, class names) of the assets; `UserError` where they are not such."""
+def described(assets: dict, frames: int = 0) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Returns (image shape, class names) of the assets; `UserError` where they are not such.
+
+    frames: of films, whose shape is [frames, height, width, channels]; 0: of pictures.
+    """
     about = assets.get("data")
     if not isinstance(about, dict) or not {"image_shape", "class_names"} <= set(about):
         raise UserError("the run directory lacks assets/data.json (image_shape, class_names)")
     shape, names = about["image_shape"], about["class_names"]
     whole = lambda n: isinstance(n, int) and 0 < n <= 8192
-    if not (isinstance(shape, list) and len(shape) == 3 and all(map(whole, shape))):
-        raise UserError(f"assets/data.json: image_shape {shape} is no [height, width, channels]")
+    axes = ("frames", "height", "width", "channels")[0 if frames else 1 :]
+    if not (isinstance(shape, list) and len(shape) == len(axes) and all(map(whole, shape))):
+        raise UserError(f"assets/data.json: image_shape {shape} is no [{', '.join(axes)}]")
+    if frames and shape[0] != frames:
+        raise UserError(f"config.data.frames {frames}: the run's films have {shape[0]}")
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise UserError("assets/data.json: class_names is no list of names")
     return tuple(shape), tuple(names)
@@ -143,8 +149,8 @@ def training_inputs(batch, key, rows, undrawn, *, null: int, dropout: float, pip
     """What a network of pictures is trained on, but for times and noise.
 
     Args:
-      batch: "image" uint8 [B, H, W, C], "row" int32 [B], and "label" int32 [B] where there are
-        classes.
+      batch: "image" uint8 [B, H, W, C], or of films [B, T, H, W, C], "row" int32 [B], and "label"
+        int32 [B] where there are classes.
       key: the step's. rows: [B], it folded with each row's number. undrawn: [B], a key of each row
         that nothing has drawn from: whether its label is dropped.
       null: the label that means "no class"; 0 where there are no classes.
@@ -152,7 +158,8 @@ def training_inputs(batch, key, rows, undrawn, *, null: int, dropout: float, pip
       pipe: the augmentation, or None.
 
     Returns:
-      (x0 float32 [B, H, W, C] in [-1, 1], label int32 [B], {keyword: value} for `net.apply`).
+      (x0 float32 of the images' shape in [-1, 1], label int32 [B], {keyword: value} for
+      `net.apply`).
     """
     label = batch.get("label", jnp.zeros_like(batch["row"]))
     if null:
@@ -168,8 +175,9 @@ def training_inputs(batch, key, rows, undrawn, *, null: int, dropout: float, pip
     return x0, label, {"augment": moved, "train": True, "rngs": {"dropout": masks}}
 
 
-def initialiser(net, shape: tuple[int, int, int]) -> Callable:
-    """Returns key -> parameters of a net that takes (pictures of a shape, noise level, label)."""
+def initialiser(net, shape: tuple[int, ...]) -> Callable:
+    """Returns key -> parameters of a net that takes (pictures or films of a shape, noise level,
+    label)."""
 
     def init(key):
         struct = jax.ShapeDtypeStruct

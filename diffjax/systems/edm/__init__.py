@@ -1,5 +1,8 @@
 """EDM (Karras et al. 2022, arXiv 2206.00364): an image model, class-conditional where labels are.
 
+With `config.data.frames` its samples are films, [T, H, W, C]: the formulas are the same, and what
+differs for data and files is in `systems.films`.
+
 Training is equations 7 and 8 with log-normal noise levels, sampling is Algorithm 2; both live in
 `core`. This room adds images, their augmentation, labels, and label dropout for classifier-free
 guidance.
@@ -10,6 +13,7 @@ And the original sets gradients that are not finite to numbers; here such a step
 (`run/update.py`).
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -23,7 +27,7 @@ from diffjax.errors import UserError
 from diffjax.metrics import judging, report
 from diffjax.run import cli, pictures, sampling
 from diffjax.run.system import Problem, System
-from diffjax.systems import images, picture_backbone
+from diffjax.systems import films, images, picture_backbone
 from diffjax.systems.edm import preconditioning, training
 from diffjax.systems.edm.guiding import Guided, guided, open_guide
 from diffjax.systems.edm.request import Request, check, default_request, noise_levels, solve
@@ -39,6 +43,7 @@ FIELDS = {
 }
 # What a config may leave out, as those of older runs do, and what that means.
 OPTIONAL = {
+    "data.frames": 0,
     "diffusion.precond": "edm",
     "diffusion.times": "lognormal",
     "diffusion.stratified": False,
@@ -54,14 +59,16 @@ def make(config, assets: dict | None = None) -> System:
     """
     cli.require(config, FIELDS)
     config = cli.with_defaults(config, OPTIONAL)
-    data = images.opener(config)
+    of_films = films.fields(config) if config.data.frames else {}
+    data = of_films.get("data") or images.opener(config)
     default = default_request(config)
     settings = config.diffusion
     if assets is None:
         own = preconditioning.assets(settings.precond)
         assets = {"data": images.describe(data("train")), **own}
-    shape, names = images.described(assets)
+    shape, names = images.described(assets, config.data.frames)
     null = len(names)
+    one = (1,) * len(shape)  # a number a sample, broadcasting against it
     levels = assets.get(preconditioning.LEVELS)
     wrapper = preconditioning.make(settings.precond, settings.sigma_data, levels)
     outputs = wrapper.outputs * shape[-1]
@@ -75,7 +82,7 @@ def make(config, assets: dict | None = None) -> System:
         raise UserError("config.diffusion.sigma_data and p_std must be above 0")
 
     def estimate(params, x, ratio, label, **told):
-        """D(x; sigma): x [B, H, W, C], ratio broadcasting against x, label int32 [B]."""
+        """D(x; sigma): x [B, *shape], ratio broadcasting against x, label int32 [B]."""
 
         def network(x, c_noise, label):
             c_noise = jnp.broadcast_to(c_noise.reshape(-1), x.shape[:1])
@@ -94,9 +101,9 @@ def make(config, assets: dict | None = None) -> System:
             # Of the whole batch, from one key: each slice and device takes its rows' shares.
             aside = jax.random.fold_in(jax.random.fold_in(key, images.ASIDE), images.ASIDE)
             share = objectives.strata(aside, config.batch_size)[batch["row"]]
-            t = objective.quantile(share.reshape(-1, 1, 1, 1))
+            t = objective.quantile(share.reshape(-1, *one))
         else:
-            t = objective.time(jax.vmap(lambda k: objective.draw(k, (1, 1, 1)))(keys[:, 0]))
+            t = objective.time(jax.vmap(lambda k: objective.draw(k, one))(keys[:, 0]))
         n = jax.vmap(lambda k: jax.random.normal(k, shape))(keys[:, 1])
         x0, label, told = images.training_inputs(
             batch, key, rows, keys[:, 2], null=null, dropout=settings.label_dropout, pipe=pipe
@@ -160,7 +167,8 @@ def make(config, assets: dict | None = None) -> System:
 
     def show(outputs, path):
         labels = outputs["label"] if null else None
-        pictures.labelled_grid(outputs["image"], labels, names, path)
+        draw = films.show if of_films else pictures.labelled_grid
+        draw(outputs["image"], labels, names, path)
 
     def condition_like(request: Request, source, index: np.ndarray) -> np.ndarray:
         check_request(request)
@@ -183,7 +191,7 @@ def make(config, assets: dict | None = None) -> System:
         nameless=bool(null) and settings.label_dropout > 0,
     )
 
-    return System(
+    system = System(
         init=images.initialiser(net, shape),
         loss=loss,
         request=default,
@@ -206,3 +214,4 @@ def make(config, assets: dict | None = None) -> System:
         judge=judging.of_images,
         backbone=backbone,
     )
+    return dataclasses.replace(system, **of_films)
