@@ -102,6 +102,7 @@ def test_examples_are_the_recorded_frames(base, finished):
     assert sorted(batch["number"].tolist()) == every.tolist()
 
 
+@pytest.mark.slow
 def test_recordings_are_a_source_too(recorded, finished, tmp_path):
     workdir, folder = recorded
     source = systems.load(workdir)[0].backbone.unrolled.source(workdir)
@@ -119,6 +120,7 @@ def test_recordings_are_a_source_too(recorded, finished, tmp_path):
 # ---- the network ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_d_sees_what_blocks_return(base, params, net, cond):
     backbone, x = base.backbone, jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     t = jnp.array([0.0, 0.6])
@@ -177,6 +179,7 @@ def test_distillation_is_the_distance_to_the_teacher(finished, base, params, net
     np.testing.assert_allclose(got, error, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_frame_is_one_call_from_unit_noise(finished, params, net):
     system = systems.make(apt_runs.of(finished), origins.read(apt_runs.of(finished)))
     assert system.request.steps == 1 and system.request.horizon == 4
