@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from diffjax.errors import choose, command
+from diffjax.errors import UserError, choose, command
 from diffjax.run import cli
+from diffjax.run.logs import read_metrics
 from diffjax.systems.diamond import games, held_out
 from diffjax.systems.diamond.games.seats import Games
 from diffjax.systems.diamond.segments import Episode
@@ -116,6 +117,8 @@ def median(errors: np.ndarray) -> float | None:
 
 
 def compare(args) -> None:
+    if args.clips is None:
+        raise UserError("places needs --clips NAME.npz")
     with np.load(args.clips, allow_pickle=False) as arrays:
         real, made = arrays["real"], arrays["imagined"]
     past = args.past
@@ -148,13 +151,18 @@ def compare(args) -> None:
 def chance(args) -> None:
     from scipy import stats
 
-    lines = args.against.read_text().splitlines()
-    of_run = next(r for r in map(json.loads, reversed(lines)) if "score_mean" in r)
-    with Games(lambda: games.make("Breakout", 64), 8, args.seed, limit=args.limit) as seated:
+    if args.against is None:
+        raise UserError("chance needs --against RUN/metrics.jsonl")
+    scored = [record for record in read_metrics(args.against.parent) if "score_mean" in record]
+    if not scored or scored[-1]["games"] < 2:
+        raise UserError(f"{args.against}: no scores of two games or more")
+    of_run = scored[-1]
+    limit = cli.read_config(args.against.parent).evaluation.limit
+    with Games(lambda: games.make("Breakout", 64), 8, args.seed, limit=limit) as seated:
         how = {"seed": args.seed, "keep": 0}
         played, _ = held_out.play(seated, held_out.uniform(4), None, args.games, **how)
     scores = np.array([game.score for game in played])
-    cut = sum(game.length == args.limit for game in played)
+    cut = sum(game.length == limit for game in played)
     random = {"mean": scores.mean(), "std": scores.std(ddof=1), "games": len(scores), "cut": cut}
     n = of_run["games"]
     agent = {
@@ -189,7 +197,6 @@ def main(argv: list[str]) -> int:
     add("--offsets", type=lambda text: [int(n) for n in text.split(",")], default=[10, 50])
     add("--against", type=Path, help="chance: metrics.jsonl of a run that was played for scores")
     add("--games", type=cli.positive, default=100, help="chance: played at random")
-    add("--limit", type=cli.positive, default=1500, help="steps after which a game is cut")
     args = parser.parse(argv)
     phases = {"record": record, "places": compare, "chance": chance}
     choose(args.phase, phases, "phase")(args)

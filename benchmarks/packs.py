@@ -61,6 +61,8 @@ def emoji_anim(path: Path, split: str) -> tuple[np.ndarray, np.ndarray, list[str
     """Returns (films uint8 [n, T, s, s, 3], labels int32 [n], names of the groups)."""
     strips, labels, names = emoji(path, split)  # [n, s, T s, 3]
     n, side, width, channels = strips.shape
+    if width == side or width % side:
+        raise UserError(f"{path}: pictures of {width}x{side} are no strips of square frames")
     films = strips.reshape(n, side, width // side, side, channels).swapaxes(1, 2)
     return films, labels, names
 

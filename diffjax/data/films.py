@@ -113,7 +113,10 @@ def open_films(
     source = read_npz(place, max_bytes, FilmSource, ADVICE)
     if source.image_shape[-1] not in (GREY_CHANNELS, COLOUR_CHANNELS):
         raise UserError(f"{place}: films of {source.image_shape[-1]} channels, 1 or 3 are known")
-    return _reduced(_resampled(source, frames), image_size)
+    source = _reduced(source, image_size)
+    if source.images.nbytes // source.image_shape[0] * frames > max_bytes:
+        raise UserError(f"{place}: too many films of {frames} frames for memory; {ADVICE}")
+    return _resampled(source, frames)
 
 
 def check_frames(frames: int) -> None:
@@ -169,6 +172,9 @@ def read_film(data: bytes, name: object, frames: int, image_size: int | None = N
             durations.append(int(film.info.get("duration", 0)))
         if len(durations) < 2:
             raise UserError(f"{name}: a single picture and no film")
+        pixels = frames * (image_size * image_size if image_size else size[0] * size[1])
+        if pixels > MAX_FILM:
+            raise UserError(f"{name}: {pixels} pixels in {frames} frames, the limit is {MAX_FILM}")
         wanted, made = shown([d if d > 0 else UNTIMED for d in durations], frames), {}
         film = Image.open(io.BytesIO(data), formats=FORMATS)
         for i in sorted(set(wanted.tolist())):
@@ -233,6 +239,8 @@ def _resampled(source: FilmSource, frames: int) -> FilmSource:
     have = source.image_shape[0]
     if have == frames:
         return source
+    if have < 2:
+        raise UserError(f"{source.name}: single pictures and no films")
     films = source.images[:, shown(np.ones(have), frames)]
     return FilmSource(films, source.labels, source.class_names, source.name)
 

@@ -14,6 +14,7 @@ set alone; whitened, too many directions. On animated emoji, 100 against 100 fil
 ones told films that stand still from real ones.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -107,26 +108,32 @@ def scorer(
     if len(source) < LEAST:
         raise UserError(f"scores of films need at least {LEAST} of them, {source.name} has fewer")
 
+    @functools.cache
+    def reference() -> np.ndarray:
+        at = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int))
+        return features_of(made_by, np.stack([source[int(i)]["image"] for i in at]), sharding)
+
+    @functools.cache
+    def floor_of(name: str, seed: int) -> float | None:
+        real = reference()
+        order, half = np.random.default_rng(seed).permutation(len(real)), len(real) // 2
+        one, other = real[order[:half]], real[order[half : 2 * half]]
+        return METRICS[name](one, other, typical(motion(real)), seed) if half >= LEAST else None
+
     def score(outputs: dict, seed: int) -> dict:
         made = np.asarray(outputs["image"])
         if len(made) < LEAST:
             raise UserError(f"scores of films need at least {LEAST} samples, got {len(made)}")
-        at = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int))
-        real = np.stack([source[int(i)]["image"] for i in at])
-        real, made = (features_of(made_by, films, sharding) for films in (real, made))
-        size, half = typical(motion(real)), len(real) // 2
-        order = np.random.default_rng(seed).permutation(len(real))
-        one, other = real[order[:half]], real[order[half : 2 * half]]
-        scores = {}
+        real, made = reference(), features_of(made_by, made, sharding)
+        size, scores = typical(motion(real)), {}
         for name in dict.fromkeys(metrics):
-            of = METRICS[name]
-            floor = of(one, other, size, seed) if half >= LEAST else None
-            scores[name] = {"value": of(made, real, size, seed), "floor": floor}
+            value = METRICS[name](made, real, size, seed)
+            scores[name] = {"value": value, "floor": floor_of(name, seed)}
         return {
             "feature_net": made_by.name,
             "num_fake": len(made),
             "num_real": len(real),
-            "floor_num": half,
+            "floor_num": len(real) // 2,
             "seed": seed,
             "scores": scores,
         }

@@ -38,6 +38,7 @@ SHORTEST = 10  # of them
 OWN = ("horizon", "policy", "fps")  # fields of the request that this command sets itself
 SHOWN = 4  # roll-outs of the picture, and
 SHOWN_FRAMES = 100
+ALONE = "as it is"  # the arm of --against without --vary
 LONG_PART = 100  # frames that a marginal is taken over
 
 
@@ -52,7 +53,9 @@ def main(argv: list[str]) -> int:
     args, request = cli.with_request(parser, argv, default, without=OWN)
     alone = args.against and not cli.given(argv, "--vary")
     chosen = arms.combinations(request, [] if alone else args.vary, OWN)
-    every = {arms.title(fields): dataclasses.replace(request, **fields) for fields in chosen}
+    every = {
+        arms.title(fields) or ALONE: dataclasses.replace(request, **fields) for fields in chosen
+    }
     for arm in every.values():
         requests.check(dataclasses.replace(arm, horizon=1, policy="recorded"), "", 1)
     if args.horizon < SHORTEST:
@@ -68,9 +71,7 @@ def main(argv: list[str]) -> int:
     sampling.check_seed(args.seed)
     out = files.place(args.out, drift_report.ENDINGS)
     runs = [open_run(Path(name), args) for name in args.workdir]
-    parents = None
-    if args.against:
-        parents = (systems.load(args.against[0])[0].request, open_parents(runs, args))
+    parents = open_parents(runs, args) if args.against else None
     judge = open_judge(args.judge, runs[0], args)
     windows = open_windows(args.ref, runs[0], args.horizon, args.starts)
     result, arrays, films = study(runs, every, windows, judge, args, parents)
@@ -132,13 +133,20 @@ def open_run(workdir: Path, args) -> Run:
     return Run(diamond.parts_of(config, system.assets), params, system.assets, which)
 
 
-def open_parents(runs: list[Run], args) -> list[Run]:
-    """Returns the runs of --against, one for each of `runs`; a single one stands for all."""
+def open_parents(runs: list[Run], args) -> tuple[Any, list[Run]]:
+    """Returns (request, the runs of --against, as many as `runs`); a single one stands for all.
+
+    Raises:
+      UserError: another number of runs, or some that are sampled otherwise than the first.
+    """
     newest = SimpleNamespace(ema="", step=-1)  # flags are of --workdir's runs
+    first, *others = (systems.load(Path(name))[0].request for name in args.against)
+    if any(request != first for request in others):
+        raise UserError("--against: runs that are sampled differently")
     found = [open_run(Path(name), newest) for name in args.against]
     if len(found) not in (1, len(runs)):
         raise UserError(f"--against: {len(found)} runs, --workdir has {len(runs)}: as many, or one")
-    return found if len(found) == len(runs) else found * len(runs)
+    return first, found if len(found) == len(runs) else found * len(runs)
 
 
 def open_judge(name: str, first: Run, args) -> tuple[str, Any, Any]:
@@ -315,16 +323,16 @@ def study(runs: list[Run], every: dict, windows: dict, judge, args, parents=None
     shown = min(SHOWN, args.batch)
     films = {"real": windows["obs"][:shown, parts.past :][:, :SHOWN_FRAMES]}
     with tqdm(total=len(taken) * len(runs) * len(windows["obs"]), unit="roll-out") as bar:
-        for name, (request, runs) in taken.items():
+        for name, (request, own) in taken.items():
             bar.set_description(name)
-            found = [rolled(run, request, windows, judge, args, project, bar) for run in runs]
-            decided = [one_frame(run, request, windows, args) for run in runs]
+            found = [rolled(run, request, windows, judge, args, project, bar) for run in own]
+            decided = [one_frame(run, request, windows, args) for run in own]
             measured[name] = {"rolled": found, "decided": decided}
             if args.long:
                 more = [long_marginals(run, request, windows, judge, real.features, project, args)
-                        for run in runs]  # fmt: skip
+                        for run in own]  # fmt: skip
                 measured[name]["long"] = more
-            films[name or "imagined"] = found[0].frames[:, :SHOWN_FRAMES]
+            films[name] = found[0].frames[:, :SHOWN_FRAMES]
             for field in Curves._fields:
                 arrays[f"{name}/{field}"] = np.stack([getattr(r.curves, field) for r in found])
     words, *_ = judge

@@ -184,7 +184,7 @@ def _plot(result: dict, path: Path) -> None:
     FigureCanvasAgg(figure)
     (error, feature), (bias, variety) = figure.subplots(2, 2)
     for i, row in enumerate(result["arms"]):
-        label = row["arm"] or "imagined"
+        label = row["arm"]
         k = np.arange(1, len(row["curves"]["error"]) + 1)
         error.plot(k, row["curves"]["error"], lw=1, label=label)
         feature.plot(k, row["curves"]["frechet"], lw=1, label=label)
@@ -198,7 +198,7 @@ def _plot(result: dict, path: Path) -> None:
     bias.axhline(0, color="grey", ls=":", lw=1)
     bias.set(title="mean of imagined less real", xlabel="frames imagined")
     variety.set(title="ln of the variance of one frame over noises", ylim=(-1, len(result["arms"])))
-    variety.set_yticks(range(len(result["arms"])), [r["arm"] or "imagined" for r in result["arms"]])
+    variety.set_yticks(range(len(result["arms"])), [r["arm"] for r in result["arms"]])
     for axis in (error, feature, bias, variety):
         axis.grid(alpha=0.3)
     error.legend(fontsize=8)

@@ -40,7 +40,7 @@ class Line:
 
     def __init__(self, width: int = 3):
         self.width, self.sharding = width, ()
-        self.assets, self.balanced, self.training = {}, False, None
+        self.assets, self.balanced, self.training, self.target = {}, False, None, ""
 
     def init(self, key):
         return {"w": jax.random.normal(key, (self.width,)), "b": jnp.zeros(())}

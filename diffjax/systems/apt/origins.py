@@ -44,6 +44,12 @@ def read(config) -> dict:
     assets = load_assets(where)
     if config.data.path:
         theirs.data.path = config.data.path
+    system = systems.make(theirs, assets)
+    if system.backbone is not None and system.backbone.unrolled is not None:
+        # It looks at its frames itself; a run that goes on is to find the same ones.
+        mark = {"fingerprint": system.backbone.unrolled.source(where).fingerprint}
+        assets = {**assets, "data": {**assets["data"], **mark}}
+    elif config.data.path:
         fresh = systems.make(theirs).assets
         about, ours = (dict(a.get("data", {}), fingerprint="") for a in (assets, fresh))
         differ = sorted(k for k in about | ours if about.get(k) != ours.get(k))
@@ -52,7 +58,7 @@ def read(config) -> dict:
                 f"config.data.path {config.data.path}: its {differ[0]} is another than that of "
                 f"{config.base}"
             )
-        assets = {**assets, **fresh}  # what a base has recorded in training is not in the new ones
+        assets = fresh
     return {**assets, BASE: {"config": theirs.to_dict()}}
 
 

@@ -129,10 +129,12 @@ def make(config, assets: dict | None = None) -> System:
 
 def parts_of(config, assets: dict) -> Parts:
     """What a run is made of, of its config and what it keeps: for studies, with `forecast`."""
+    config = cli.with_defaults(config, settings.OPTIONAL)
     return settings.make(config, experiences.described(assets)["actions"])
 
 
 def _not_scored(*_, **__):
     raise UserError(
-        "diffjax.evaluate scores no worlds: the run's metrics.jsonl has its scores in the real game"
+        "diffjax.evaluate scores no worlds: how far they stray is diffjax.studies.drift, and a "
+        "policy's scores in the real game are in its run's metrics.jsonl"
     )

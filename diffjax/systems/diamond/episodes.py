@@ -6,6 +6,7 @@ replay collects has `where` too, see `Where`. Files of your own may be compresse
 """
 
 import os
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -108,7 +109,8 @@ def read_episode(path: Path) -> tuple[Episode, Where | None]:
 class Kept:
     """Opened episodes by number: their frames in memory while there is room, then mapped.
 
-    Of those that are mapped the one that was asked for longest ago is closed for another.
+    Of those that are mapped the one that was asked for longest ago is closed for another. May be
+    asked from threads.
 
     Args:
       memory: bytes of frames.
@@ -116,9 +118,14 @@ class Kept:
 
     def __init__(self, memory: int = MEMORY):
         self._room, self._held, self._mapped = memory, {}, {}
+        self._lock = threading.Lock()
 
     def get(self, number: int, read: Callable[[], Episode]) -> Episode:
         """Returns an episode; `read` opens it."""
+        with self._lock:
+            return self._get(number, read)
+
+    def _get(self, number: int, read: Callable[[], Episode]) -> Episode:
         if number in self._held:
             return self._held[number]
         episode = self._mapped.pop(number, None) or read()
@@ -134,9 +141,10 @@ class Kept:
 
     def drop(self, number: int) -> None:
         """Forgets an episode that has changed."""
-        self._mapped.pop(number, None)
-        if number in self._held:
-            self._room += self._held.pop(number).obs.nbytes
+        with self._lock:
+            self._mapped.pop(number, None)
+            if number in self._held:
+                self._room += self._held.pop(number).obs.nbytes
 
 
 def _frames(path: Path, archive: zipfile.ZipFile) -> np.ndarray:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffjax.data.base import fingerprint
 from diffjax.errors import UserError
 from diffjax.systems.diamond import held_out, segments
 from diffjax.systems.diamond.replay import SEATS, Folder, Replay
@@ -39,6 +40,11 @@ class Moments:
         self.rows = np.array([(e, t) for e, n in enumerate(lengths) for t in range(1, n)], np.int64)
         if not len(self.rows):
             raise UserError(f"{name}: no episode of two frames or more")
+
+    @property
+    def fingerprint(self) -> str:
+        """Of which frames there are, which a replay that grows changes."""
+        return fingerprint(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)

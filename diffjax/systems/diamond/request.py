@@ -56,11 +56,9 @@ def check(request: Request, learn: str, recorded: int) -> None:
       learn: the run's config.learn.
       recorded: steps that its recorded roll-outs have.
     """
-    choose(request.sampler, ORDERS, "--sampler")
     start_of(request.start, "--start")
     choose(request.quantise, QUANTISERS, "--quantise")
     choose(request.policy, dict.fromkeys(POLICIES), "--policy")
-    images.in_range(request, RANGES)
     sampler_of(request).grid()
     if request.policy == "agent" and learn != "agent":
         raise UserError(f"--policy agent: this run has none (config.learn {learn})")
@@ -73,9 +71,11 @@ def check(request: Request, learn: str, recorded: int) -> None:
 
 def sampler_of(request: Request) -> Sampler:
     """Returns the sampler that the request names; `UserError` where it is none."""
+    order = choose(request.sampler, ORDERS, "--sampler")
+    images.in_range(request, RANGES)
     names = ("steps", "sigma_min", "sigma_max", "rho", "s_churn", "s_tmin", "s_tmax", "s_noise")
     given = {name: getattr(request, name) for name in names}
-    return Sampler(**given, start=request.start, order=ORDERS[request.sampler])
+    return Sampler(**given, start=request.start, order=order)
 
 
 def defaults(config) -> Request:

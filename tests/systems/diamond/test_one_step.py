@@ -1,6 +1,7 @@
 """A world as the base of APT: a frame in one call of the network."""
 
 import json
+import shutil
 
 import apt_runs
 import diamond_runs
@@ -111,10 +112,14 @@ def test_recordings_are_a_source_too(recorded, finished, tmp_path):
     # Other recordings for a run that has played: what it samples from stays.
     config = apt_runs.of(finished, data__path=folder)
     assets = origins.read(config)
-    assert assets["data"]["fingerprint"].startswith("episodes")
+    own = systems.load(finished)[0].backbone.unrolled.source(finished)
+    assert assets["data"]["fingerprint"] == source.fingerprint != own.fingerprint
     kept = load_assets(finished)["starts_obs"]
     np.testing.assert_array_equal(assets["starts_obs"], kept)
     assert len(systems.make(config).data("train")) == len(source)
+    # And for one that was trained on a folder of another name.
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    assert origins.read(apt_runs.of(workdir, data__path=moved))["data"]["name"] == folder.name
 
 
 # ---- the network ---------------------------------------------------------------------------------
@@ -256,7 +261,9 @@ def test_it_drifts_beside_its_parent(made, finished, tmp_path):
     assert drift.main([*words, "--against", str(finished)]) == 0
     found = json.loads((tmp_path / "drift.json").read_text())
     parent, child = found["arms"]
-    assert (parent["arm"], child["arm"]) == ("against", "") and found["against"] == [str(finished)]
+    assert (parent["arm"], child["arm"]) == ("against", drift.ALONE) and found["against"] == [
+        str(finished)
+    ]
     less = child["less_first"]["auc"]["value"]
     own = [arm["scores"]["auc"]["value"] for arm in (parent, child)]
     assert less == pytest.approx(own[1] - own[0]) and less != 0
@@ -285,8 +292,7 @@ def test_what_cannot_be_done_is_one_line(root, finished, tmp_path, capsys):
         assert train.main([*words, "--workdir", str(tmp_path / "no")]) == 2
         said = capsys.readouterr().err.strip().splitlines()
         assert len(said) == 1 and line in said[0]
-    config = apt_runs.of(tmp_path / "unplayed")
     with pytest.raises(UserError, match="no recorded play in it .*--config.data.path=FOLDER"):
-        systems.make(config).data("train")
-    with pytest.raises(UserError, match="frames of .16, 16, 3."):
+        apt_runs.of(tmp_path / "unplayed")
+    with pytest.raises(UserError, match="big: it is of another game, or of other frames"):
         apt_runs.of(finished, data__path=diamond_runs.recordings(tmp_path / "big", size=16))

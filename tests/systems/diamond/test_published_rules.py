@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffjax.errors import UserError
 from diffjax.run import cli
 from diffjax.run import mesh as meshes
+from diffjax.systems import diamond
 from diffjax.systems.diamond import (
     batches,
     forecast,
@@ -334,3 +336,28 @@ def test_of_the_device_only_the_cursor_is_asked_for():
     made._bring_starts(None, 1)
     assert reads[4:] == ["cursor"] and loaded == [4, 5]
     assert (int(session.state.block), int(session.state.world.cursor)) == (5, 0)
+
+
+@pytest.fixture
+def tiny(root):
+    """A config and the assets of a run of it."""
+    config = cli.load_config(str(root / "configs" / "diamond_tiny.py"))
+    return config, {"data": {"name": "x", "actions": 3, "keys": {}}}
+
+
+def test_a_run_from_before_rates_fell(tiny):
+    config, assets = tiny
+    for group in settings.NETWORKS:
+        del config[group]["decay_steps"]
+    assert diamond.parts_of(config, assets).optimizers["denoiser"].decay_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [("sampler", "heum", "--sampler 'heum' .did you mean 'heun'"), ("rho", 0.0, "--rho 0")],
+)
+def test_how_a_run_cannot_be_sampled(tiny, field, value, told):
+    config, assets = tiny
+    config.sampling = {**config.sampling, field: value}
+    with pytest.raises(UserError, match=told):
+        diamond.make(config, assets)
