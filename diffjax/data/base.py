@@ -130,7 +130,7 @@ class ArraySource:
             object.__setattr__(self, field, value)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, ...]:
         return self.images.shape[1:]
 
     @property
@@ -149,6 +149,33 @@ class ArraySource:
         if self.labels is not None:
             example["label"] = self.labels[i]
         return example
+
+
+def reduced(source: ArraySource, image_size: int | None) -> ArraySource:
+    """Returns the source with so many pixels a side: means of whole blocks, rounded to 8 bits.
+
+    Args:
+      source: of pictures or films.
+      image_size: None or 0: as it is.
+
+    Raises:
+      UserError: its sides are no multiple of image_size, or not equal.
+    """
+    *_, height, width, channels = source.image_shape
+    if not image_size or (height, width) == (image_size, image_size):
+        return source
+    times = height // image_size
+    if height != width or times * image_size != height:
+        raise UserError(
+            f"{source.name}: its {source.what} are {width}x{height} and image_size is {image_size};"
+            " leave image_size out, or make them again at that size"
+        )
+    lead = source.images.shape[:-3]
+    small = np.empty((*lead, image_size, image_size, channels), np.uint8)
+    for i, example in enumerate(source.images):
+        blocks = example.reshape(*lead[1:], image_size, times, image_size, times, channels)
+        small[i] = np.round(blocks.mean((-4, -2)))
+    return type(source)(small, source.labels, source.class_names, source.name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from diffjax.data import images
-from diffjax.data.base import ArraySource, LazySource, Source, fingerprint
+from diffjax.data.base import ArraySource, LazySource, Source, fingerprint, reduced
 from diffjax.data.npz import read_npz
 from diffjax.data.picture_files import SAMPLE, Pictures, labels_of, list_folder
 from diffjax.data.reading import MAX_PIXELS, not_found, reading
@@ -113,7 +113,7 @@ def open_films(
     source = read_npz(place, max_bytes, FilmSource, ADVICE)
     if source.image_shape[-1] not in (GREY_CHANNELS, COLOUR_CHANNELS):
         raise UserError(f"{place}: films of {source.image_shape[-1]} channels, 1 or 3 are known")
-    source = _reduced(source, image_size)
+    source = reduced(source, image_size)
     if source.images.nbytes // source.image_shape[0] * frames > max_bytes:
         raise UserError(f"{place}: too many films of {frames} frames for memory; {ADVICE}")
     return _resampled(source, frames)
@@ -243,22 +243,3 @@ def _resampled(source: FilmSource, frames: int) -> FilmSource:
         raise UserError(f"{source.name}: single pictures and no films")
     films = source.images[:, shown(np.ones(have), frames)]
     return FilmSource(films, source.labels, source.class_names, source.name)
-
-
-def _reduced(source: FilmSource, image_size: int | None) -> FilmSource:
-    """Films whose pixels are the means of blocks of the source's, rounded to 8 bits."""
-    _, height, width, channels = source.image_shape
-    if not image_size or (height, width) == (image_size, image_size):
-        return source
-    times = height // image_size
-    if height != width or times * image_size != height:
-        raise UserError(
-            f"{source.name}: its films are {width}x{height} and image_size is {image_size}; leave "
-            "image_size out, or make the films again at that size"
-        )
-    lead = source.images.shape[:2]
-    small = np.empty((*lead, image_size, image_size, channels), np.uint8)
-    for i, film in enumerate(source.images):
-        blocks = film.reshape(-1, image_size, times, image_size, times, channels)
-        small[i] = np.round(blocks.mean((2, 4)))
-    return FilmSource(small, source.labels, source.class_names, source.name)

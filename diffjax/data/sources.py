@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffjax.data.base import ArraySource, LazySource, Source
+from diffjax.data.base import ArraySource, LazySource, Source, reduced
 from diffjax.data.npz import read_npz
 from diffjax.data.picture_files import list_folder, list_zip, open_pictures
 from diffjax.data.reading import not_found, open_zip
@@ -62,7 +62,7 @@ def open_source(
     path = str(path)
     if path == "emoji":
         _only_train(path, split)
-        return _sized(embedded(), image_size)
+        return reduced(embedded(), image_size)
     if path.startswith("tfds:"):
         return open_tfds(folder_of(path.removeprefix("tfds:")), split, image_size)
     place = Path(path).expanduser()
@@ -71,7 +71,7 @@ def open_source(
     if not place.is_dir():
         _only_train(path, split)
         if _is_npz(place):
-            return _sized(read_npz(place, max_bytes), image_size)
+            return reduced(read_npz(place, max_bytes), image_size)
         return open_pictures(list_zip(place), image_size, max_bytes)
     if (place / "dataset_info.json").is_file():
         return open_tfds(place, split, image_size)
@@ -103,26 +103,3 @@ def _split_folder(folder: Path, split: str) -> Path:
     if split not in splits:
         raise UserError(f"{folder}: no split {split!r}{did_you_mean(split, splits)}")
     return folder / split
-
-
-def _sized(source: ArraySource, image_size: int | None) -> ArraySource:
-    height, width, _ = source.image_shape
-    if not image_size or (height, width) == (image_size, image_size):
-        return source
-    times = height // image_size
-    if height != width or times * image_size != height:
-        raise UserError(
-            f"{source.name}: its images are {width}x{height} and image_size is {image_size};"
-            " leave image_size out, or prepare the pictures again at that size"
-        )
-    return _reduced(source, times)
-
-
-def _reduced(source: ArraySource, times: int) -> ArraySource:
-    """The means of blocks of times x times pixels, rounded to 8 bits."""
-    n, height, width, channels = source.images.shape
-    small = np.empty((n, height // times, width // times, channels), np.uint8)
-    for i, image in enumerate(source.images):
-        blocks = image.reshape(height // times, times, width // times, times, channels)
-        small[i] = np.round(blocks.mean((1, 3)))
-    return ArraySource(small, source.labels, source.class_names, source.name)

@@ -20,9 +20,9 @@ CAPTURED = {
 def captured() -> dict | None:
     """The `compiler_options` of `jax.jit` for programs of many small kernels.
 
-    On a GPU the launches of DIAMOND's convolutions take longer than their arithmetic, and XLA does
-    not record them into graphs by itself; elsewhere None, and where XLA_FLAGS already says
-    what is recorded.
+    On a GPU it takes longer to launch a small convolution than to compute it, and XLA does not
+    record them into graphs by itself; elsewhere None, and where XLA_FLAGS already says what is
+    recorded.
     """
     told = "xla_gpu_enable_command_buffer" in os.environ.get("XLA_FLAGS", "")
     if told or jax.default_backend() != "gpu":
