@@ -8,7 +8,8 @@ by --seconds, in FOLDER/seed_S; `ablate` trains the ablations from seed 0's dist
 number of updates each as the default makes in --ablation seconds (`--only no_r1,fd`: a card's
 share); `samples` draws all arms that the runs allow; `score` writes scores.json with the verdicts.
 Seeds and ablations are independent: a machine of several cards trains one on each. `all --toy` does
-everything small, on emoji at 24x24. The data: `python benchmarks/packs.py emoji emoji64.zip`.
+everything small, on emoji at 24x24. The data: `python benchmarks/packs.py cifar10 PACK --out F`; sets
+of larger pictures take the net of configs/relay_emoji64.py.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from relay_study import write_json
 from diffjax import systems
 from diffjax.data.sources import open_source
 from diffjax.errors import UserError, choose, command
+from diffjax.metrics import features as nets
 from diffjax.metrics import kid, precision_recall
 from diffjax.metrics.features import extract
 from diffjax.metrics.kid import Kernels
@@ -55,6 +57,7 @@ ABLATIONS = {
 }
 ARMS = {  # of a seed: the run, fields of its request
     "B25": ("base", {"steps": 25, "sampler": "euler"}),
+    "U25": ("base", {"steps": 25, "sampler": "euler", "guidance": 1.0}),
     "B1": ("base", {"steps": 1, "sampler": "euler"}),
     "C1": ("distilled", {}),
     **{f"A{k}": ("", {"steps": k}) for k in (1, 2, 4, 8)},
@@ -72,7 +75,10 @@ def config_of(args, **fields):
         one.update(checkpoint_every=FOREVER, sample_every=FOREVER, num_samples=64, seed=args.seed)
     base.data.update(path=args.train, image_size=size)
     base.diffusion.update(times="uniform", label_dropout=0.1)
-    base.sampling.update(steps=25, sampler="euler", guidance=2.0)
+    if size <= 32:  # CIFAR-10: 6.6 M parameters that see every pixel
+        base.network.update(widths=(96, 128, 192), patch=1)
+        base.diffusion.sigma_data = 0.5
+    base.sampling.update(steps=25, sampler="euler", guidance=1.5)
     config.log_every = 20
     config.adversarial.alarm = 0.0  # a run that is to be scored goes on
     if args.toy:
@@ -130,11 +136,10 @@ def ablate(args) -> None:
 
 
 def train_judge(args) -> None:
-    source, test = open_source(args.train), open_source(args.test)
-    path = args.out / "judge.safetensors"
-    steps, batch = (20, 8) if args.toy else (3000, 64)
-    relay_judge.train(source, path, steps, batch)
-    net = relay_judge.load(path, source.num_classes, source.image_shape)
+    if not args.judge:
+        steps, batch = (20, 8) if args.toy else (3000, 64)
+        relay_judge.train(open_source(args.train), args.out / "judge.safetensors", steps, batch)
+    net, test = judge_of(args)
     write_json(args.out / "judge.json", relay_judge.trial(net, test.images, test.labels))
 
 
@@ -155,14 +160,15 @@ def draw(args, net, test, run: Path, fields: dict, out: Path, ema: str = "", ste
     if out.is_file():
         return
     system, request, sampler, mesh = opened(run, tuple(fields.items()))
+    spread = len(test.labels) / args.num  # a test set may be sorted by class
     params, _ = sampling.load_params(system, run, mesh, ema=ema, step=step)
     found = sampling.collect(
         system, params, request, num=args.num, seed=5, batch=args.batch, mesh=mesh, run=sampler,
-        condition=lambda index: system.condition_like(request, test, index),
+        condition=lambda index: system.condition_like(request, test, (index * spread).astype(int)),
     )  # fmt: skip
     images = found["image"]
     out.parent.mkdir(parents=True, exist_ok=True)
-    pictures.labelled_grid(images[:64], None, (), out.with_suffix(".png"))
+    pictures.labelled_grid(images[:: max(1, len(images) // 64)][:64], None, (), out.with_suffix(".png"))
     right = extract(net, images, output="probs").argmax(-1) == found["label"]
     np.savez(out, features=extract(net, images), right=right, sharp=energy(images))
     print(out, f"accuracy {right.mean():.3f}", flush=True)
@@ -197,6 +203,8 @@ def make_samples(args) -> None:
 
 
 def judge_of(args):
+    if args.judge:
+        return nets.own_classifier(args.judge), open_source(args.test)
     source, path = open_source(args.train), args.out / "judge.safetensors"
     return relay_judge.load(path, source.num_classes, source.image_shape), open_source(args.test)
 
@@ -293,6 +301,7 @@ def main(argv: list[str]) -> int:
     add("phase", help=", ".join(PHASES))
     add("--train", default="train64.npz", help="pictures to train on, in classes")
     add("--test", default="test64.npz", help="pictures held out")
+    add("--judge", default="", help="a classifier's weights; default: one is trained by `judge`")
     add("--out", type=Path, required=True, help="a folder; phases find each other there")
     add("--seconds", type=float, default=960.0, help="of a seed's three stages, 8 : 3 : 5")
     add("--ablation", type=float, default=120.0, help="of the default ablation's training")
