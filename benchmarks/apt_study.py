@@ -8,8 +8,8 @@ by --seconds, in FOLDER/seed_S; `ablate` trains the ablations from seed 0's dist
 number of updates each as the default makes in --ablation seconds (`--only no_r1,fd`: a card's
 share); `samples` draws all arms that the runs allow; `score` writes scores.json with the verdicts.
 Seeds and ablations are independent: a machine of several cards trains one on each. `all --toy` does
-everything small, on emoji at 24x24. The data: `python benchmarks/packs.py cifar10 PACK --out F`; sets
-of larger pictures take the net of configs/relay_emoji64.py.
+everything small, on emoji at 24x24. The data: `python benchmarks/packs.py cifar10 PACK --out F`;
+sets of larger pictures take the net of configs/relay_emoji64.py.
 """
 
 import dataclasses
@@ -168,7 +168,9 @@ def draw(args, net, test, run: Path, fields: dict, out: Path, ema: str = "", ste
     )  # fmt: skip
     images = found["image"]
     out.parent.mkdir(parents=True, exist_ok=True)
-    pictures.labelled_grid(images[:: max(1, len(images) // 64)][:64], None, (), out.with_suffix(".png"))
+    pictures.labelled_grid(
+        images[:: max(1, len(images) // 64)][:64], None, (), out.with_suffix(".png")
+    )
     right = extract(net, images, output="probs").argmax(-1) == found["label"]
     np.savez(out, features=extract(net, images), right=right, sharp=energy(images))
     print(out, f"accuracy {right.mean():.3f}", flush=True)
