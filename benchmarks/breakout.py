@@ -3,6 +3,7 @@
     python benchmarks/breakout.py record --out FOLDER [--steps 60000]
     python benchmarks/breakout.py places --clips NAME.npz [--out places.json]
     python benchmarks/breakout.py chance --against RUN/metrics.jsonl [--games 100] [--out NAME.json]
+    python benchmarks/breakout.py watch --run RUN --out NAME.gif [--games 1] [--steps 300]
 
 `record` plays with three hands by turns, one a game: a random one, and two that follow the ball in
 half and in nine tenths of their steps and are random in the others. FOLDER/train has the episodes
@@ -10,21 +11,27 @@ half and in nine tenths of their steps and are random in the others. FOLDER/trai
 compares real and imagined frames of an .npz that sample.py wrote: how far ball and paddle are from
 where they are in the real game, beside the error of leaving the last real frame as it is. `chance`
 plays whole real games at random and compares their scores with those that a run's policy had at
-its end: the difference and Welch's 95 % interval.
+its end: the difference and Welch's 95 % interval. `watch` films a run's policy in the real game.
 """
 
 import json
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
+from diffjax import systems
 from diffjax.errors import UserError, choose, command
-from diffjax.run import cli
+from diffjax.nets.diamond_blocks import no_state
+from diffjax.run import cli, clips, sampling
+from diffjax.run import mesh as meshes
 from diffjax.run.logs import read_metrics
+from diffjax.systems import diamond
 from diffjax.systems.diamond import games, held_out
 from diffjax.systems.diamond.games.seats import Games
+from diffjax.systems.diamond.quantise import to_float
 from diffjax.systems.diamond.segments import Episode
 
 FIRE, RIGHT, LEFT = 1, 2, 3
@@ -184,21 +191,44 @@ def chance(args) -> None:
         args.out.write_text(text + "\n")
 
 
+def watch(args) -> None:
+    if args.run is None or args.out is None:
+        raise UserError("watch needs --run RUN and --out NAME.gif")
+    system, config = systems.load(args.run)
+    params, _ = sampling.load_params(system, args.run, meshes.make_mesh(meshes.LOCAL))
+    net = diamond.parts_of(config, system.assets).actor_critic
+    act = jax.jit(
+        lambda obs, memory: net.apply({"params": params["actor_critic"]}, to_float(obs), memory)
+    )
+    count = args.games
+    with Games(lambda: games.make("Breakout", 64), count, args.seed) as seated:
+        memory = no_state(count, net.lstm_dim)
+        how = {"seed": args.seed, "keep": args.steps, "most": args.steps}
+        _, episodes = held_out.play(seated, act, memory, count, **how)
+    longest = max(len(episode.obs) for episode in episodes)
+    rows = [np.resize(e.obs[-1:], (longest, *e.obs.shape[1:])) for e in episodes]
+    for row, episode in zip(rows, episodes):
+        row[: len(episode.obs)] = episode.obs
+    clips.save_clip(np.concatenate(rows, 2), args.out, scale=2)
+    print([float(episode.rew.sum()) for episode in episodes], "points in the film")
+
+
 @command
 def main(argv: list[str]) -> int:
     parser = cli.Parser(prog="breakout.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("phase", help="record, places or chance")
-    add("--out", type=Path, help="record: a new folder; else a JSON file")
-    add("--steps", type=cli.positive, default=60_000, help="of the game, in all")
+    add("phase", help="record, places, chance or watch")
+    add("--out", type=Path, help="record: a new folder; watch: a GIF; else a JSON file")
+    add("--steps", type=cli.positive, default=60_000, help="in all; watch: of each game")
     add("--seed", type=int, default=0, help="of the hands")
     add("--clips", type=Path, help="places: an .npz with real and imagined")
     add("--past", type=cli.positive, default=4, help="frames that are real in both")
     add("--offsets", type=lambda text: [int(n) for n in text.split(",")], default=[10, 50])
     add("--against", type=Path, help="chance: metrics.jsonl of a run that was played for scores")
-    add("--games", type=cli.positive, default=100, help="chance: played at random")
+    add("--run", type=Path, help="watch: a run directory")
+    add("--games", type=cli.positive, default=100, help="chance: at random; watch: filmed")
     args = parser.parse(argv)
-    phases = {"record": record, "places": compare, "chance": chance}
+    phases = {"record": record, "places": compare, "chance": chance, "watch": watch}
     choose(args.phase, phases, "phase")(args)
     return 0
 

@@ -17,6 +17,7 @@ from diffjax.systems.diamond.sampling import Sampler
 
 COMPONENTS = 64  # of features, for Frechet distances
 FIRST = 5  # the offset from which on the slope is fitted: before, a roll-out leaves its start
+AT_ONCE = 4096  # frames that a judge sees
 FULL = 0.98  # of a number: above, a pixel is saturated
 
 # ---- of frames, on the device --------------------------------------------------------------------
@@ -61,15 +62,22 @@ def see(reward_end, params, frames: jax.Array, act: jax.Array) -> Seen:
     """
     if reward_end is None:
         return Seen(coarse(frames[:, 1:]), jnp.ones(act.shape, jnp.int32))
-    (reward, *_), seen = reward_end.apply(
-        {"params": params},
-        *(frames[:, :-1], act, frames[:, 1:]),
-        capture_intermediates=lambda module, _: module.name == "encoder",
-        mutable="intermediates",
-    )
-    (found,) = seen["intermediates"]["encoder"]["__call__"]
-    found = found.astype(jnp.float32).reshape(*act.shape, -1)
-    return Seen(found, jnp.argmax(reward, -1).astype(jnp.int32))
+
+    def of_one(row):
+        frames, act = (part[None] for part in row)
+        (reward, *_), seen = reward_end.apply(
+            {"params": params},
+            *(frames[:, :-1], act, frames[:, 1:]),
+            capture_intermediates=lambda module, _: module.name == "encoder",
+            mutable="intermediates",
+        )
+        (found,) = seen["intermediates"]["encoder"]["__call__"]
+        return found.astype(jnp.float32).reshape(act.shape[1], -1), jnp.argmax(reward[0], -1)
+
+    # A few at a time: all frames of long roll-outs at once are more than a device holds.
+    together = max(1, AT_ONCE // act.shape[1])
+    found, reward = jax.lax.map(of_one, (frames, act), batch_size=min(together, len(act)))
+    return Seen(found, reward.astype(jnp.int32))
 
 
 def coarse(frames: jax.Array, side: int = 8) -> jax.Array:
