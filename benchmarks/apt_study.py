@@ -2,12 +2,15 @@
 
     python benchmarks/apt_study.py PHASE --train train64.npz --test test64.npz --out FOLDER
 
-Phases, each a command that can be repeated: `judge` trains the feature net and tries it on spoiled
-pictures; `train --seed S` trains the three stages of a seed, 8, 3 and 5 minutes by default, scaled
-by --seconds, in FOLDER/seed_S; `ablate` trains the ablations from seed 0's distillation, the same
-number of updates each as the default makes in --ablation seconds (`--only no_r1,fd`: a card's
-share); `samples` draws all arms that the runs allow; `score` writes scores.json with the verdicts.
-Seeds and ablations are independent: a machine of several cards trains one on each. `all --toy` does
+Phases, each a command that can be repeated: `judge` trains the feature net (or takes --judge) and
+tries it on spoiled pictures; `train --seed S` trains the three stages of a seed, 8, 3 and 5 minutes
+by default, scaled by --seconds, in FOLDER/seed_S; what is there already is not done again. `search`
+tries the settings of SEARCH from a seed's distillation, and `choose` takes those, and the number of
+updates, whose samples have the least KID to training pictures: where it was run, its choice is what
+`train` and `ablate` do. `ablate` trains the ablations from seed 0's distillation, the same number
+of updates each as the default makes in --ablation seconds (`--only no_r1,fd`: a card's share);
+`samples` draws all arms that the runs allow; `score` writes scores.json with the verdicts. Seeds
+and ablations are independent: a machine of several cards trains one on each. `all --toy` does
 everything small, on emoji at 24x24. The data: `python benchmarks/packs.py cifar10 PACK --out F`;
 sets of larger pictures take the net of configs/relay_emoji64.py.
 """
@@ -55,6 +58,13 @@ ABLATIONS = {
     "relativistic": {"adversarial.family": "relativistic", "adversarial.r2": True},
     "fd": {"adversarial.r1_mode": "fd"},
 }
+SEARCH = {
+    "plain": {},
+    "slow": {"optimizer.learning_rate": 2e-5},
+    "held": {"adversarial.r1_weight": 1000.0},
+    "slow_held": {"optimizer.learning_rate": 2e-5, "adversarial.r1_weight": 1000.0},
+}
+SEARCHED, EVERY = 1200, 100  # updates, and of them between two looks
 ARMS = {  # of a seed: the run, fields of its request
     "B25": ("base", {"steps": 25, "sampler": "euler"}),
     "U25": ("base", {"steps": 25, "sampler": "euler", "guidance": 1.0}),
@@ -94,6 +104,12 @@ def config_of(args, **fields):
     return cli.apply_overrides(config, words)
 
 
+def chosen(args) -> dict:
+    """The fields that `choose` found best; none where it was not run."""
+    found = args.out / "chosen.json"
+    return json.loads(found.read_text())["fields"] if found.is_file() else {}
+
+
 def trained(config, workdir: Path) -> None:
     """What `train.py` does with a config."""
     for stage, place in systems.stages(config, workdir):
@@ -103,20 +119,23 @@ def trained(config, workdir: Path) -> None:
 
 def train(args) -> None:
     # Not in the last stage's own directory: that is made first, and this is simpler to look at.
-    place = args.out / f"seed_{args.seed}"
-    config = config_of(args)
-    (base, _), *_ = systems.stages(config, place)
-    loop.train(systems.make(base), base, place / "base")
-    later = config_of(args, base=str(place / "base"))
-    (distil, _), *_ = systems.stages(later, place)
-    loop.train(systems.make(distil), distil, place / "distilled")
-    last = config_of(args, base=str(place / "distilled"))
-    trained(last, place / "adversarial")
+    place, parent = args.out / f"seed_{args.seed}", {}
+    for stage in ("base", "distilled", "adversarial"):
+        run, own = place / stage, chosen(args) if stage == "adversarial" else {}
+        if not (run / sampling.WEIGHTS).is_file():
+            (config, _), *_ = systems.stages(config_of(args, **parent, **own), place)
+            if loop.train(systems.make(config), config, run):
+                raise UserError(f"{run}: stopped")
+        parent = {"base": str(run)}
+        if stage == args.until:
+            return
 
 
 def ablate(args) -> None:
     begin = str(args.out / "seed_0" / "distilled")
     counted = args.out / "ablations" / "counted.json"
+    if "steps" in chosen(args):
+        write_json(counted, {"steps": chosen(args)["steps"]})
     if not counted.is_file():
         clock = {} if args.toy else {"time_budget": args.ablation}
         probe = args.out / "ablations" / "probe"
@@ -128,11 +147,40 @@ def ablate(args) -> None:
             continue
         count = 3 * steps if name == "long" else steps
         every = max(1, count // (2 if args.toy else KEPT))
-        given = {"base": begin, "steps": count, "time_budget": 0.0, **fields}
+        given = {"base": begin, **chosen(args), "steps": count, "time_budget": 0.0, **fields}
         given |= {"checkpoint_every": every, "keep_every": every}
         if name == "small_batch":
             given["batch_size"] = config_of(args).batch_size // 8
         trained(config_of(args, **given), args.out / "ablations" / name)
+
+
+def search(args) -> None:
+    net, train = judge_of(args)[0], open_source(args.train)
+    steps, every = (4, 2) if args.toy else (SEARCHED, EVERY)
+    for name, fields in SEARCH.items():
+        if args.only and name not in args.only.split(","):
+            continue
+        run = args.out / "search" / name
+        given = {"base": str(args.out / f"seed_{args.seed}" / "distilled"), "steps": steps}
+        given |= {"time_budget": 0.0, "checkpoint_every": every, "keep_every": every, **fields}
+        trained(config_of(args, **given), run)
+        for step in Checkpoints(run, read_only=True).steps():
+            out = args.out / "features" / f"search.{name}.{step:07}.npz"
+            draw(args, net, train, run, {}, out, step=step)
+
+
+def choose_best(args) -> None:
+    net, train = judge_of(args)[0], open_source(args.train)
+    some = np.random.default_rng(0).permutation(len(train.images))[:10_000]
+    real, found = extract(net, train.images[some]), {}
+    for path in sorted((args.out / "features").glob("search.*.npz")):
+        with np.load(path, allow_pickle=False) as arrays:
+            found[path.stem[7:]] = float(kid.mmd2(arrays["features"], real).value)
+    if not found:
+        raise UserError(f"{args.out}: nothing was searched")
+    name, step = min(found, key=found.get).rsplit(".", 1)
+    fields = {**SEARCH[name], "steps": int(step), "time_budget": 0.0}
+    write_json(args.out / "chosen.json", {"fields": fields, "kid": found})
 
 
 def train_judge(args) -> None:
@@ -287,13 +335,15 @@ def everything(args) -> None:
     for args.seed in (0, 1):
         train(args)
     args.seed = 0
+    search(args)
+    choose_best(args)
     ablate(args)
     make_samples(args)
     score(args)
 
 
-PHASES = {"judge": train_judge, "train": train, "ablate": ablate, "samples": make_samples}
-PHASES |= {"score": score, "all": everything}
+PHASES = {"judge": train_judge, "train": train, "search": search, "choose": choose_best}
+PHASES |= {"ablate": ablate, "samples": make_samples, "score": score, "all": everything}
 
 
 @command
@@ -307,8 +357,9 @@ def main(argv: list[str]) -> int:
     add("--out", type=Path, required=True, help="a folder; phases find each other there")
     add("--seconds", type=float, default=960.0, help="of a seed's three stages, 8 : 3 : 5")
     add("--ablation", type=float, default=120.0, help="of the default ablation's training")
-    add("--seed", type=int, default=0, help="of `train`")
-    add("--only", default="", help="the ablations that `ablate` is to do; default: all")
+    add("--seed", type=int, default=0, help="of `train` and `search`")
+    add("--until", default="", help="the last stage of `train`: base, distilled; default: all")
+    add("--only", default="", help="what `ablate` or `search` is to do; default: all")
     add("--num", type=cli.positive, default=4096, help="samples an arm")
     add("--batch", type=cli.positive, default=256, help="how many are sampled at a time")
     add("--toy", action="store_true", help="everything small, on the emoji of the package")
