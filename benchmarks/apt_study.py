@@ -131,17 +131,20 @@ def train(args) -> None:
             return
 
 
-def ablate(args) -> None:
-    begin = str(args.out / "seed_0" / "distilled")
-    counted = args.out / "ablations" / "counted.json"
-    if "steps" in chosen(args):
-        write_json(counted, {"steps": chosen(args)["steps"]})
-    if not counted.is_file():
+def counted(args, begin: str) -> int:
+    """How many updates the default makes in --ablation seconds."""
+    found = args.out / "ablations" / "counted.json"
+    if not found.is_file():
         clock = {} if args.toy else {"time_budget": args.ablation}
         probe = args.out / "ablations" / "probe"
         trained(config_of(args, base=begin, **clock), probe)
-        write_json(counted, {"steps": Checkpoints(probe, read_only=True).newest()})
-    steps = json.loads(counted.read_text())["steps"]
+        write_json(found, {"steps": Checkpoints(probe, read_only=True).newest()})
+    return json.loads(found.read_text())["steps"]
+
+
+def ablate(args) -> None:
+    begin = str(args.out / "seed_0" / "distilled")
+    steps = chosen(args).get("steps") or counted(args, begin)
     for name, fields in ABLATIONS.items():
         if args.only and name not in args.only.split(","):
             continue
@@ -178,7 +181,8 @@ def choose_best(args) -> None:
             found[path.stem[7:]] = float(kid.mmd2(arrays["features"], real).value)
     if not found:
         raise UserError(f"{args.out}: nothing was searched")
-    name, step = min(found, key=found.get).rsplit(".", 1)
+    trained_ones = [name for name in found if int(name.rsplit(".", 1)[1])]  # 0: the distilled net
+    name, step = min(trained_ones, key=found.get).rsplit(".", 1)
     fields = {**SEARCH[name], "steps": int(step), "time_budget": 0.0}
     write_json(args.out / "chosen.json", {"fields": fields, "kid": found})
 
