@@ -1,4 +1,4 @@
-"""A small KL autoencoder (Kingma & Welling 2014; Rombach et al. 2022): pictures to latents and back.
+"""A small KL autoencoder (Kingma & Welling 2014; Rombach et al. 2022): to latents and back.
 
 It is what another run may train behind (`config.data.latents`, `systems.latents`), and makes no new
 pictures itself: its samples are reconstructions, shown beside what they are of. No adversary and no

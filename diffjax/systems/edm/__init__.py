@@ -62,7 +62,7 @@ def make(config, assets: dict | None = None) -> System:
     cli.require(config, FIELDS)
     config = cli.with_defaults(config, OPTIONAL)
     of_films = films.fields(config) if config.data.frames else {}
-    pictures = of_films.get("data") or images.opener(config)
+    opened = of_films.get("data") or images.opener(config)
     behind = config.data.latents
     if behind:
         _check_behind(config)
@@ -70,11 +70,11 @@ def make(config, assets: dict | None = None) -> System:
     settings = config.diffusion
     if assets is None:
         own = preconditioning.assets(settings.precond)
-        assets = {"data": images.describe(pictures("train")), **own}
+        assets = {"data": images.describe(opened("train")), **own}
         assets |= latents.adopt(behind, assets["data"]) if behind else {}
     shape, names = images.described(assets, config.data.frames)
     pair = latents.behind(assets, shape) if behind else latents.identity(shape)
-    data, shape = functools.cache(lambda split: pair.over(pictures(split))), pair.shape
+    data, shape = functools.cache(lambda split: pair.over(opened(split))), pair.shape
     null = len(names)
     one = (1,) * len(shape)  # a number a sample, broadcasting against it
     levels = assets.get(preconditioning.LEVELS)
