@@ -157,7 +157,6 @@ def autoencoder_words(root, tiny_data):
         "log_every": 10,
         "sample_every": 1000,
         "num_samples": 6,
-        "mesh.data": 1,
         "data.path": tiny_data,
         "network.widths": "(8, 16)",
         "network.latent_channels": 2,
