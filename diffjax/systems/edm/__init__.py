@@ -253,7 +253,9 @@ def _network(config, outputs: int, num_classes: int, shape):
     except UserError as error:
         if not config.data.latents:
             raise
+        reason = str(error).removesuffix(": set config.data.image_size")  # which is no remedy here
         raise UserError(
             f"config.data.latents {config.data.latents}: latents of "
-            f"{'x'.join(map(str, shape))} do not fit the network ({error})"
+            f"{'x'.join(map(str, shape))} do not fit the network ({reason}); "
+            "configs/latents.py has one that is made for latents"
         ) from error
