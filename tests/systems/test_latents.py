@@ -417,7 +417,8 @@ def test_fields_that_make_no_sense_in_latents(words, config_of_relay):
     films.data.frames = 4
     films.data.path = "dots"
     refused(films, "of pictures, and config.data.frames is 4")
-    refused(config_of(words, "network.patch=4"), r"latents of 2x2x2 do not fit the network .*levels\); c")
+    large = config_of(words, "network.patch=4")
+    refused(large, r"latents of 2x2x2 do not fit the network .* 1 levels\)\); configs/latents.py")
     refused(config_of_relay, "data.latents some: relay trains in pixels")
 
 
