@@ -326,18 +326,13 @@ def test_post_training_from_end_to_end(latent_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_issue_s_commands(root, tmp_path):
+def test_the_configs_as_they_are(root, tmp_path):
     of = lambda name: ["--config", str(root / "configs" / f"{name}.py")]
-    small = ["--config.steps=20", "--config.checkpoint_every=10", "--config.sample_every=20"]
-    behind = [f"--config.data.latents={tmp_path / 'ae'}", "--config.num_samples=8"]
+    small = ["--config.steps=4", "--config.checkpoint_every=4", "--config.num_samples=8"]
+    behind = f"--config.data.latents={tmp_path / 'ae'}"
     assert train.main([*of("autoencoder_tiny"), *small, "--workdir", str(tmp_path / "ae")]) == 0
-    assert train.main([*of("latents"), *small, *behind, "--workdir", str(tmp_path / "a")]) == 0
-    # The default's own network too, where a latent is a pixel of it and there are levels for 6x6.
-    net = ["--config.network.patch=1", "--config.network.widths=(32, 64)"]
-    argv = [*of("emoji"), *small, *behind, *net, "--config.diffusion.sigma_data=1.0"]
-    assert train.main([*argv, "--workdir", str(tmp_path / "b")]) == 0
-    for run in "ab":
-        assert (tmp_path / run / "samples.png").stat().st_size
+    assert train.main([*of("latents"), *small, behind, "--workdir", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "samples.png").stat().st_size
 
 
 # ---- what is refused -----------------------------------------------------------------------------
