@@ -21,8 +21,9 @@ def get_config() -> ConfigDict:
             "log_every": 20,
             "sample_every": 1200,
             "num_samples": 80,
-            # "emoji", a folder, a .npz, an EDM .zip, tfds:NAME; image_size 0: images as they are
-            "data": {"path": "emoji", "image_size": 0, "balanced": True},
+            # "emoji", a folder, a .npz, an EDM .zip, tfds:NAME; image_size 0: images as they are;
+            # latents: a run of configs/autoencoder.py to train behind; empty: in pixels
+            "data": {"path": "emoji", "image_size": 0, "balanced": True, "latents": ""},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "context": 1},
             "network": {
                 "kind": "unet_small",

@@ -19,6 +19,7 @@ SIZES = {
     "edm_ffhq64": 64,
     "edm_imagenet64": 64,
     "images": 64,
+    "autoencoder": 64,
     "film": 64,
     "film_tiny": 16,
     "relay_tiny_base": 12,
@@ -97,7 +98,10 @@ def test_a_config_makes_a_state(path):
     shape = [frames, size, size, 3] if frames else [size, size, 3]
     about = {"image_shape": shape, "class_names": ["a", "b"], "fingerprint": ""}
     motions = config.system == "mdm"
-    system = systems.make(config, mdm_runs.assets_of(config) if motions else {"data": about})
+    assets = mdm_runs.assets_of(config) if motions else {"data": about}
+    if config.system == "autoencoder":  # it is asked for these pictures again
+        assets["pictures"] = np.zeros((2, *shape), np.uint8)
+    system = systems.make(config, assets)
     loop.check_config(config)
     update.check_batch(config, mesh)
     if not motions or config.text.encoder == "words":  # else texts need their encoder's files

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from diffjax.run import cli
+from diffjax.systems.autoencoder import request as autoencoder
 from diffjax.systems.diamond import request as diamond
 from diffjax.systems.mdm import request as mdm
 from diffjax.systems.relay import request as relay
@@ -84,6 +85,7 @@ def known_flags(trained):
             flags[name] |= {f"--{field.name}" for field in dataclasses.fields(relay.Request)}
             flags[name] |= {f"--{field.name}" for field in dataclasses.fields(mdm.Request)}
             flags[name] |= {f"--{field.name}" for field in dataclasses.fields(diamond.Request)}
+            flags[name] |= {f"--{field.name}" for field in dataclasses.fields(autoencoder.Request)}
             flags[name] |= {"--mode", "--shift"}  # of a one-step generator, beside its base's
     return flags
 
@@ -148,7 +150,14 @@ def test_modules_in_commands_exist():
 def test_config_fields_in_the_text_exist(page):
     config = cli.load_config(str(ROOT / "configs" / "emoji.py"))
     flat = cli.flatten(config)
-    for other in ("relay_tiny", "mdm_tiny", "diamond_tiny", "apt_tiny", "film_tiny"):
+    for other in (
+        "relay_tiny",
+        "mdm_tiny",
+        "diamond_tiny",
+        "apt_tiny",
+        "film_tiny",
+        "autoencoder_tiny",
+    ):
         flat |= cli.flatten(cli.load_config(str(ROOT / "configs" / f"{other}.py")))
     groups = {".".join(k.split(".")[:n]) for k in flat for n in range(1, k.count(".") + 1)}
     text = FENCE.sub("", page.read_text())

@@ -9,7 +9,8 @@ Networks of motions (`make_motion`) are called as `net.apply({"params": p}, x, t
 mask=..., drop=..., prefix=..., train=..., rngs=...)`, see `motion_transformer.MotionTransformer`.
 
 Networks of worlds (`make_world`): `diamond_unet.DiamondUNet`, `reward_end.RewardEnd` and
-`actor_critic.ActorCritic`, each called in its own way.
+`actor_critic.ActorCritic`, each called in its own way; and so is `autoencoder.Autoencoder`
+(`make_autoencoder`).
 """
 
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from diffjax.errors import UserError, choose
 from diffjax.nets import (
     attention,
+    autoencoder,
     diamond_blocks,
     dit,
     edm_blocks,
@@ -222,7 +224,10 @@ WORLD_KINDS = {
     ),
 }
 
-ALL_KINDS = {**KINDS, **MOTION_KINDS, **WORLD_KINDS}
+KL = {"widths": widths, "blocks": whole, "patch": whole, "latent_channels": whole, "dtype": dtype}
+AUTOENCODER_KINDS = {"kl": Kind(autoencoder.Autoencoder, KL, unet_small.SHARDING)}
+
+ALL_KINDS = {**KINDS, **MOTION_KINDS, **WORLD_KINDS, **AUTOENCODER_KINDS}
 
 
 def make(network, *, channels: int, num_classes: int, shape: tuple[int, ...]):
@@ -304,6 +309,22 @@ def make_world(network, *, num_actions: int, past_frames: int = 4):
             f"{2 * past_frames} (2 x past frames)"
         )
     return kind.module(num_actions=num_actions, **fields, **kind.fixed)
+
+
+def make_autoencoder(network, *, shape: tuple[int, int, int]):
+    """Returns the linen module of an autoencoder that a config's `network` group describes.
+
+    Args:
+      network: kind and its fields (`AUTOENCODER_KINDS`).
+      shape: (height, width, channels) of the pictures.
+
+    Raises:
+      UserError: for an unknown kind, a field that is absent or no value for it, or such a shape.
+    """
+    kind = _kind(network, AUTOENCODER_KINDS)
+    fields = _fields(kind, network)
+    _check_divisible(fields, shape)
+    return kind.module(channels=shape[-1], **fields)
 
 
 def sharding(network) -> tuple:

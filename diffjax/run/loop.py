@@ -73,7 +73,7 @@ def train(
         meta = checkpoints.meta(newest)
         if meta["fingerprint"] != run_directory.fingerprint(system):
             raise UserError(
-                f"{workdir} was trained on other data than {config.data.path!r}; "
+                f"{workdir} was trained on other data than {config.data.path!r}{behind(config)}; "
                 "give these data another --workdir"
             )
         state, elapsed = checkpoints.restore(shapes, newest)[0], float(meta["elapsed"])
@@ -216,6 +216,8 @@ def train(
     if finished and (step > first or not (workdir / sampling.WEIGHTS).exists()):
         weights = sampling.fetch(next(iter(state.ema.values())))
         if main:
+            if system.finish is not None:
+                save_assets(system.finish(weights), workdir)
             trees.save(weights, workdir / sampling.WEIGHTS, {"step": str(step)})
     checkpoints.close()
     log.close()
@@ -294,6 +296,12 @@ def compare(system: System, config, workdir: Path, mesh) -> None:
         outputs = system.compare(mesh, config.num_samples, config.seed)
         if jax.process_index() == 0:
             system.show(outputs, path)
+
+
+def behind(config) -> str:
+    """What else data may differ in: the autoencoder whose latents stand for them."""
+    name = config.data.get("latents", "")
+    return f" behind the autoencoder {name!r}" if name else ""
 
 
 def alarmed(since: int, what: str, checkpoints: Checkpoints, workdir: Path) -> str:

@@ -16,7 +16,7 @@ from diffjax.run.system import System
 # What may change between two starts of one run: it moves to other devices, tells more or less.
 FREE = ("name", "mesh.", "log_every", "checkpoint_every", "sample_every", "keep", "keep_every")
 FREE += ("num_samples", "data.path", "time_budget", "sampling.", "parent", "text.folder")
-FREE += ("epochs", "evaluation.", "collection.processes")
+FREE += ("data.latents", "epochs", "evaluation.", "collection.processes")
 
 
 def prepare(config, workdir: Path, optional: dict | None = None) -> IO | None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffjax.core.processes import Process
 from diffjax.errors import UserError
+from diffjax.weights import trees
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,7 @@ class Backbone(NamedTuple):
         dropped conditions, arguments as `System.loss`.
       unconditional: cond -> the cond of nobody; None where the network knows none.
       finish: (x0, cond) -> outputs, as `System.sample`; None where `unrolled`.
+      pixels: x0 -> the float32 pictures that it stands for, where x0 are latents; None: x0 itself.
       asks: the fields of the request that say what is made and not how.
       unrolled: an `Unrolled`, where a sample is many x0 in a row; None: it is one.
     """
@@ -137,6 +139,7 @@ class Backbone(NamedTuple):
     finish: Callable | None
     asks: tuple[str, ...]
     unrolled: Unrolled | None = None
+    pixels: Callable | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,7 +185,8 @@ class System:
         be scored. Host side; `sharding` is of a batch over devices, `cache` a folder for what is
         known of the source, both may be left out.
       sharding: ((regular expression over a parameter's path, PartitionSpec), ...), first match.
-      assets: {name: array or JSON value}: what sampling needs beside weights; kept in `assets/`.
+      assets: {name: array, {path: array} or JSON value}: what sampling needs beside weights; kept
+        in `assets/`.
       optional: {"group.field": default} of the config's fields that may be absent: a run from
         before a field is the same run as one that gives its default.
       equip: (params, request, mesh) -> (params, what was added): what `sample` takes for params
@@ -207,6 +211,8 @@ class System:
       target: the name of the state's average that `loss` takes as its last argument; "": none.
       compare: (mesh, num, seed) -> outputs, of the same conditions, that a run's samples are shown
         beside; None: of nothing.
+      finish: the weights that a finished run is sampled with, a NumPy tree -> more assets, measured
+        of them. None: there are none. Host side, on process 0.
       alarm: the records of metrics.jsonl -> None, or (the first step of what is wrong, a sentence
         on what it is and what to try), and the run ends.
       panels: ((title, names of metrics, a level to draw or None), ...), the panels of loss.png;
@@ -250,13 +256,15 @@ class System:
     beside: Callable | None = None
     target: str = ""
     compare: Callable | None = None
+    finish: Callable | None = None
     alarm: Callable | None = None
     panels: tuple = ()
     backbone: Backbone | None = None
 
 
 def save_assets(assets: dict[str, Any], workdir: Path) -> None:
-    """Writes each asset: an array as assets/NAME.npy, anything else as assets/NAME.json."""
+    """Writes each asset: an array as assets/NAME.npy, {path: array} as assets/NAME.safetensors,
+    anything else as assets/NAME.json."""
     folder = workdir / "assets"
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in assets.items():
@@ -265,6 +273,8 @@ def save_assets(assets: dict[str, Any], workdir: Path) -> None:
             with temporary.open("wb") as file:
                 np.save(file, value, allow_pickle=False)
             temporary.replace(folder / f"{name}.npy")
+        elif isinstance(value, dict) and any(isinstance(v, np.ndarray) for v in value.values()):
+            trees.save(value, folder / f"{name}.safetensors")
         else:
             temporary.write_text(json.dumps(value, indent=1))
             temporary.replace(folder / f"{name}.json")
@@ -280,6 +290,10 @@ def load_assets(workdir: Path) -> dict[str, Any]:
                     assets[file.stem] = np.lib.format.read_array(content, allow_pickle=False)
             elif file.suffix == ".json":
                 assets[file.stem] = json.loads(file.read_text())
+            elif file.suffix == ".safetensors":
+                assets[file.stem] = trees.load(file)
+        except UserError:
+            raise  # it names the file
         except Exception as error:  # sizes that no memory has and nests too deep for JSON included
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"{file}: cannot be read ({reason})") from error

@@ -13,6 +13,7 @@ from diffjax.run.system import System, load_assets
 
 SYSTEMS = {
     "apt": "diffjax.systems.apt",
+    "autoencoder": "diffjax.systems.autoencoder",
     "diamond": "diffjax.systems.diamond",
     "edm": "diffjax.systems.edm",
     "mdm": "diffjax.systems.mdm",

@@ -145,7 +145,7 @@ def pipe(config) -> augment.Pipe | None:
     return made
 
 
-def training_inputs(batch, key, rows, undrawn, *, null: int, dropout: float, pipe):
+def training_inputs(batch, key, rows, undrawn, *, null: int, dropout: float, pipe, read=None):
     """What a network of pictures is trained on, but for times and noise.
 
     Args:
@@ -156,6 +156,7 @@ def training_inputs(batch, key, rows, undrawn, *, null: int, dropout: float, pip
       null: the label that means "no class"; 0 where there are no classes.
       dropout: of labels, their share.
       pipe: the augmentation, or None.
+      read: a batch's "image" -> x0; None: `to_float`.
 
     Returns:
       (x0 float32 of the images' shape in [-1, 1], label int32 [B], {keyword: value} for
@@ -164,7 +165,7 @@ def training_inputs(batch, key, rows, undrawn, *, null: int, dropout: float, pip
     label = batch.get("label", jnp.zeros_like(batch["row"]))
     if null:
         label = jnp.where(jax.vmap(jax.random.uniform)(undrawn) < dropout, null, label)
-    x0, moved = to_float(batch["image"]), None
+    x0, moved = (read or to_float)(batch["image"]), None
     if pipe:
         x0, moved = augment.augment(
             jax.vmap(lambda k: jax.random.fold_in(k, ASIDE))(rows), x0, pipe

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from diffjax import nets
 from diffjax.nets import tapping
 from diffjax.run.system import Backbone
-from diffjax.systems import images
+from diffjax.systems import images, latents
 
 
 def make(
     network,
     net,
-    shape: tuple[int, int, int],
+    pair: latents.Pair,
     names: tuple[str, ...],
     feed: Callable,
     *,
@@ -27,14 +27,14 @@ def make(
     Args:
       network: its config group.
       net: the module.
-      shape: of a picture.
+      pair: the way from pictures to what it is trained on, and back.
       names: of the classes.
       feed: as `Backbone.feed`.
       std: of the data.
       start: as `Backbone.start`.
       nameless: whether the network was trained without labels too.
     """
-    struct = jax.ShapeDtypeStruct
+    struct, shape = jax.ShapeDtypeStruct, pair.shape
     inputs = (
         struct((1, *shape), jnp.float32),
         struct((1,), jnp.float32),
@@ -48,7 +48,7 @@ def make(
 
     def examples(batch, key):
         label = batch.get("label", jnp.zeros_like(batch["row"]))
-        return images.to_float(batch["image"]), label
+        return pair.read(batch["image"]), label
 
     return Backbone(
         shape=lambda label: shape,
@@ -61,8 +61,9 @@ def make(
         feed=feed,
         examples=examples,
         unconditional=(lambda label: jnp.full_like(label, len(names))) if nameless else None,
-        finish=lambda x0, label: {"image": images.to_uint8(x0), "label": label},
+        finish=lambda x0, label: {"image": images.to_uint8(pair.pixels(x0)), "label": label},
         asks=("cond",),
+        pixels=pair.pixels,
     )
 
 

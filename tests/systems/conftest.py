@@ -145,3 +145,32 @@ def config_of(flags):
         return cli.apply_overrides(cli.load_config(words[1]), cli.split_overrides(words[2:])[1])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def autoencoder_words(root, tiny_data):
+    """train.py's words, but --workdir, for an autoencoder of 8x8 to 2x2 in seconds."""
+    small = {
+        "steps": 30,
+        "batch_size": 8,
+        "checkpoint_every": 30,
+        "log_every": 10,
+        "sample_every": 1000,
+        "num_samples": 6,
+        "data.path": tiny_data,
+        "network.widths": "(8, 16)",
+        "network.latent_channels": 2,
+        "ema.ema.decay": 0.8,
+    }
+    flags = [f"--config.{name}={value}" for name, value in small.items()]
+    return ["--config", str(root / "configs" / "autoencoder_tiny.py"), *flags]
+
+
+@pytest.fixture(scope="session")
+def autoencoder_run(autoencoder_words, tmp_path_factory):
+    """A finished run of it. Copy it before changing it."""
+    import train
+
+    workdir = tmp_path_factory.mktemp("autoencoder") / "run"
+    assert train.main([*autoencoder_words, "--workdir", str(workdir)]) == 0
+    return workdir

@@ -68,7 +68,7 @@ def make(config, assets: dict | None = None) -> System:
         noise = lambda k: normal(k + 1)
         return Problem(denoise, processes.flow(), grid, start, noise, backbone.mask(cond))
 
-    def pixels(params, keys, cond, request):
+    def generated(params, keys, cond, request):
         if request.steps == 1:  # as it was trained, to the bit
             z = samplers.draws(keys, backbone.shape(cond), process)(0)
             one = lambda x, t: base.denoiser(params, x, t, cond)
@@ -76,8 +76,12 @@ def make(config, assets: dict | None = None) -> System:
         denoise, _, grid, x, noise = problem(params, keys, cond, request).arguments
         return multistep.sample(denoise, grid, x, noise, request.mode)
 
+    def pixels(params, keys, cond, request):
+        made = generated(params, keys, cond, request)
+        return made if backbone.pixels is None else backbone.pixels(made)
+
     def sample(params, keys, cond, request):
-        return backbone.finish(pixels(params, keys, cond, request), cond)
+        return backbone.finish(generated(params, keys, cond, request), cond)
 
     system = dataclasses.replace(
         base,

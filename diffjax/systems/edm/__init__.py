@@ -1,7 +1,8 @@
 """EDM (Karras et al. 2022, arXiv 2206.00364): an image model, class-conditional where labels are.
 
 With `config.data.frames` its samples are films, [T, H, W, C]: the formulas are the same, and what
-differs for data and files is in `systems.films`.
+differs for data and files is in `systems.films`. With `config.data.latents` the network is trained
+on the latents of an autoencoder, and samples are decoded: `systems.latents`.
 
 Training is equations 7 and 8 with log-normal noise levels, sampling is Algorithm 2; both live in
 `core`. This room adds images, their augmentation, labels, and label dropout for classifier-free
@@ -27,7 +28,7 @@ from diffjax.errors import UserError
 from diffjax.metrics import judging, report
 from diffjax.run import cli, pictures, sampling
 from diffjax.run.system import Problem, System
-from diffjax.systems import films, images, picture_backbone
+from diffjax.systems import films, images, latents, picture_backbone
 from diffjax.systems.edm import preconditioning, training
 from diffjax.systems.edm.guiding import Guided, guided, open_guide
 from diffjax.systems.edm.request import Request, check, default_request, noise_levels, solve
@@ -44,6 +45,7 @@ FIELDS = {
 # What a config may leave out, as those of older runs do, and what that means.
 OPTIONAL = {
     "data.frames": 0,
+    "data.latents": "",
     "diffusion.precond": "edm",
     "diffusion.times": "lognormal",
     "diffusion.stratified": False,
@@ -60,19 +62,25 @@ def make(config, assets: dict | None = None) -> System:
     cli.require(config, FIELDS)
     config = cli.with_defaults(config, OPTIONAL)
     of_films = films.fields(config) if config.data.frames else {}
-    data = of_films.get("data") or images.opener(config)
+    opened = of_films.get("data") or images.opener(config)
+    behind = config.data.latents
+    if behind:
+        _check_behind(config)
     default = default_request(config)
     settings = config.diffusion
     if assets is None:
         own = preconditioning.assets(settings.precond)
-        assets = {"data": images.describe(data("train")), **own}
+        assets = {"data": images.describe(opened("train")), **own}
+        assets |= latents.adopt(behind, assets["data"]) if behind else {}
     shape, names = images.described(assets, config.data.frames)
+    pair = latents.behind(assets, shape) if behind else latents.identity(shape)
+    data, shape = functools.cache(lambda split: pair.over(opened(split))), pair.shape
     null = len(names)
     one = (1,) * len(shape)  # a number a sample, broadcasting against it
     levels = assets.get(preconditioning.LEVELS)
     wrapper = preconditioning.make(settings.precond, settings.sigma_data, levels)
     outputs = wrapper.outputs * shape[-1]
-    net = nets.make(config.network, channels=outputs, num_classes=null, shape=shape)
+    net = _network(config, outputs, null, shape)
     process = processes.edm()
     objective, trained_on = training.objective(settings)
     if not 0 <= settings.label_dropout < 1:
@@ -106,7 +114,14 @@ def make(config, assets: dict | None = None) -> System:
             t = objective.time(jax.vmap(lambda k: objective.draw(k, one))(keys[:, 0]))
         n = jax.vmap(lambda k: jax.random.normal(k, shape))(keys[:, 1])
         x0, label, told = images.training_inputs(
-            batch, key, rows, keys[:, 2], null=null, dropout=settings.label_dropout, pipe=pipe
+            batch,
+            key,
+            rows,
+            keys[:, 2],
+            null=null,
+            dropout=settings.label_dropout,
+            pipe=pipe,
+            read=pair.read,
         )
         error = objectives.loss(
             objective,
@@ -159,7 +174,7 @@ def make(config, assets: dict | None = None) -> System:
 
     def pixels(params, keys, label, request: Request):
         _, hat = noise_levels(request, wrapper)
-        return solve(request, problem(params, keys, label, request), hat)
+        return pair.pixels(solve(request, problem(params, keys, label, request), hat))
 
     def sample(params, keys, label, request: Request):
         image = images.to_uint8(pixels(params, keys, label, request))
@@ -183,7 +198,7 @@ def make(config, assets: dict | None = None) -> System:
     backbone = picture_backbone.make(
         config.network,
         net,
-        shape,
+        pair,
         names,
         picture_backbone.feed_wrapped(wrapper.coefficients, lowest, highest),
         std=settings.sigma_data,
@@ -215,3 +230,32 @@ def make(config, assets: dict | None = None) -> System:
         backbone=backbone,
     )
     return dataclasses.replace(system, **of_films)
+
+
+def _check_behind(config) -> None:
+    """Raises `UserError` for fields that make no sense in latents."""
+    if config.data.frames:
+        raise UserError(
+            f"config.data.latents {config.data.latents}: of pictures, and config.data.frames is "
+            f"{config.data.frames}"
+        )
+    if config.augment.probability:
+        raise UserError(
+            f"config.augment.probability {config.augment.probability}: moves pixels; with "
+            "config.data.latents only 0"
+        )
+
+
+def _network(config, outputs: int, num_classes: int, shape):
+    """The module; a shape that it cannot take is said to be that of latents where it is."""
+    try:
+        return nets.make(config.network, channels=outputs, num_classes=num_classes, shape=shape)
+    except UserError as error:
+        if not config.data.latents:
+            raise
+        reason = str(error).removesuffix(": set config.data.image_size")  # which is no remedy here
+        raise UserError(
+            f"config.data.latents {config.data.latents}: latents of "
+            f"{'x'.join(map(str, shape))} do not fit the network ({reason}); "
+            "configs/latents.py has one that is made for latents"
+        ) from error

@@ -35,6 +35,10 @@ def open_guide(workdir: str, about: dict) -> System:
     if config.system != "edm":
         raise UserError(f"--autoguide {workdir}: a run of {config.system}, not of edm")
     theirs = guide.assets["data"]
+    if theirs.get("latents") != about.get("latents"):
+        raise UserError(
+            f"--autoguide {workdir}: it is trained in other latents, or one of the two in pixels"
+        )
     for name in ("image_shape", "class_names"):
         ours, other = (", ".join(map(str, a[name])) or "none" for a in (about, theirs))
         if ours != other:

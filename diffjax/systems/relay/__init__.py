@@ -58,6 +58,8 @@ def make(config, assets: dict | None = None) -> System:
     """
     cli.require(config, FIELDS)
     config = cli.with_defaults(config, OPTIONAL)
+    if config.data.get("latents"):
+        raise UserError(f"config.data.latents {config.data.latents}: relay trains in pixels")
     data = images.opener(config)
     settings = config.diffusion
     _check_settings(settings)
