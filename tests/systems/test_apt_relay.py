@@ -426,7 +426,16 @@ def test_the_commands(base, tmp_path, capsys):
     capsys.readouterr()
     assert sample.main([*argv, "--start", str(tmp_path / "nowhere")]) == 2
     assert "nowhere: no such file or folder" in capsys.readouterr().err and not out.exists()
+    # A first stage in one step is a parent, too.
+    words = apt_runs.words(run.parent / "first", stage="distil", distil__steps=2)
+    assert train.main([*words, "--workdir", str(tmp_path / "first_one")]) == 0
     config = folder / "config.json"
-    config.write_text(config.read_text().replace(str(run.parent / "first"), "runs/lost"))
+    first, other = str(run.parent / "first"), str(tmp_path / "first_one")
+    config.write_text(config.read_text().replace(first, other))
+    assert sample.main([*argv, "--num", "2", "--parent", "steps=1"]) == 0
+    with np.load(out) as arrays:
+        assert arrays["image"].shape == (2, 8, 8, 3)
+    out.unlink()
+    config.write_text(config.read_text().replace(other, "runs/lost"))
     assert sample.main([*argv, "--num", "2"]) == 2
     assert "train it, or give --start" in capsys.readouterr().err and not out.exists()
