@@ -49,6 +49,10 @@ def get_config() -> ConfigDict:
                 "heads": 0,  # of a head's attention; 0: one for 64 channels
                 "alarm": 0.1,  # stop where D's loss stays below and logits part; 0: never
             },
+            "relay": {  # of a base that is a relay stage
+                "parent": "",  # the run whose samples it starts from; empty: the base's own
+                "sees": "picture",  # what D is shown; residual: what G adds to its blurred start
+            },
             "optimizer": {  # RMSProp, of G and of D: b2 is its decay
                 "learning_rate": 1e-4,  # 5e-6 images, 3e-6 films
                 "schedule": "constant",

@@ -109,7 +109,9 @@ class Backbone(NamedTuple):
         in the data; or None, where all is.
       std: of the data.
       start: (t, scale): the noisiest time, on `process`, and the deviation that sampling starts
-        with there.
+        with there. Where `System.start` is given x holds a picture there, beside the noise in the
+        process' colour: A(t) x0 in training, and what `System.problem` says where it is sampled.
+        t is then the noise level, and what is between is the process' own path.
       lowest: the least time that the network was trained at; below, it is told this.
       blocks: () -> how many blocks of the network can be looked behind.
       tapped: blocks, counted from 1 -> (features, select). features(params, x, told, cond) ->

@@ -10,6 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
+from relay_runs import NAMES, run_of
 
 from diffjax.run import cli
 
@@ -174,3 +175,17 @@ def autoencoder_run(autoencoder_words, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("autoencoder") / "run"
     assert train.main([*autoencoder_words, "--workdir", str(workdir)]) == 0
     return workdir
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory, config_of):
+    """Run directories of three stages: 4x4, 8x8, 16x24 (of patches of 2x3)."""
+    runs = tmp_path_factory.mktemp("chain")
+    about = lambda *size: {"data": {"image_shape": [*size, 3], "class_names": NAMES}}
+    first = run_of(runs / "first", config_of("relay_tiny_base"), about(4, 4), 0)
+    second = run_of(runs / "second", config_of(parent=first), about(8, 8), 2)
+    config = config_of(parent=second)
+    with config.ignore_type():
+        config.diffusion.patch = [2, 3]
+    third = run_of(runs / "third", config, about(16, 24), 4)
+    return first, second, third

@@ -8,48 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from relay_runs import NAMES, run_of
 
 import sample
 import train
 from diffjax import systems
 from diffjax.core import samplers
 from diffjax.errors import UserError
-from diffjax.run import cli, sampling
 from diffjax.run import mesh as meshes
-from diffjax.run.system import save_assets
+from diffjax.run import sampling
 from diffjax.systems.relay import starts
 from diffjax.weights import trees
-
-NAMES = ["red", "green", "blue"]
-
-
-def run_of(folder, config, assets, seed):
-    """A run directory with random weights, as of a run that is done."""
-    system = systems.make(config, assets)
-    params = system.init(jax.random.key(seed))
-    # A network's last layer starts at zero: so that it says something, every weight is moved.
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    moved = [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys)]
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(cli.config_json(config))
-    save_assets(assets, folder)
-    trees.save(jax.tree.unflatten(tree, moved), folder / sampling.WEIGHTS)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def chain(tmp_path_factory, config_of):
-    """Run directories of three stages: 4x4, 8x8, 16x24 (of patches of 2x3)."""
-    runs = tmp_path_factory.mktemp("chain")
-    about = lambda *size: {"data": {"image_shape": [*size, 3], "class_names": NAMES}}
-    first = run_of(runs / "first", config_of("relay_tiny_base"), about(4, 4), 0)
-    second = run_of(runs / "second", config_of(parent=first), about(8, 8), 2)
-    config = config_of(parent=second)
-    with config.ignore_type():
-        config.diffusion.patch = [2, 3]
-    third = run_of(runs / "third", config, about(16, 24), 4)
-    return first, second, third
 
 
 @pytest.fixture(scope="module")

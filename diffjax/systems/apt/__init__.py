@@ -12,13 +12,23 @@ without the base.
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 
 from diffjax.core import processes, samplers
 from diffjax.errors import choose
-from diffjax.run.system import Problem, System
+from diffjax.run.system import Problem, Start, System
 from diffjax.systems import images
-from diffjax.systems.apt import adversary, bases, multistep, origins, student, timesteps, worlds
+from diffjax.systems.apt import (
+    adversary,
+    bases,
+    multistep,
+    origins,
+    own_path,
+    student,
+    timesteps,
+    worlds,
+)
 from diffjax.systems.apt import request as requests
 from diffjax.systems.apt.stages import STAGES, stages
 
@@ -32,9 +42,10 @@ def make(config, assets: dict | None = None) -> System:
       UserError: where fields, the base or the distilled run cannot be used.
     """
     choose(config.get("stage", ""), dict.fromkeys(STAGES), "config.stage")
+    training = assets is None
     if assets is None:
         assets = origins.read(config)
-    base = origins.opened(config, assets)
+    base = origins.opened(config, assets, training=training)
     if base.backbone.unrolled is not None:
         return worlds.make(base, config, assets)
     backbone, process = base.backbone, base.process
@@ -54,6 +65,19 @@ def make(config, assets: dict | None = None) -> System:
     def condition_like(request, source, index: np.ndarray):
         requests.check(request)
         return base.condition_like(theirs(request), source, index)
+
+    def on_its_path(params, keys, given, request) -> Problem:
+        # All but the denoiser, which is told no guidance, and the grid is the base's own.
+        its = base.problem(params, keys, given, theirs(request))
+        denoise = lambda x, t: base.denoiser(params, x, jnp.maximum(t, backbone.lowest), given[0])
+        grid = own_path.grid(request.steps, request.shift, end)
+        return Problem(denoise, process, grid, its.x, its.noise)
+
+    def generated_on_it(params, keys, given, request):
+        denoise, _, grid, x, noise = on_its_path(params, keys, given, request).arguments
+        if request.steps == 1:
+            return denoise(x, jnp.float32(grid[0]))
+        return own_path.sample(denoise, process, grid, x, noise, request.mode)
 
     def problem(params, keys, cond, request) -> Problem:
         whole = lambda x, t: base.denoiser(params, x, t, cond)
@@ -76,12 +100,21 @@ def make(config, assets: dict | None = None) -> System:
         denoise, _, grid, x, noise = problem(params, keys, cond, request).arguments
         return multistep.sample(denoise, grid, x, noise, request.mode)
 
-    def pixels(params, keys, cond, request):
-        made = generated(params, keys, cond, request)
+    start = None
+    if base.start is not None:
+        problem, generated = on_its_path, generated_on_it
+        start = Start(
+            pictures=lambda request: base.start.pictures(theirs(request)),
+            adopt=lambda parent, request: base.start.adopt(parent, theirs(request)),
+        )
+
+    def pixels(params, keys, given, request):
+        made = generated(params, keys, given, request)
         return made if backbone.pixels is None else backbone.pixels(made)
 
-    def sample(params, keys, cond, request):
-        return backbone.finish(generated(params, keys, cond, request), cond)
+    def sample(params, keys, given, request):
+        cond = given if start is None else given[0]
+        return backbone.finish(generated(params, keys, given, request), cond)
 
     system = dataclasses.replace(
         base,
@@ -90,6 +123,7 @@ def make(config, assets: dict | None = None) -> System:
         condition_like=condition_like,
         sample=sample,
         pixels=pixels if base.pixels is not None else None,
+        start=start,
         problem=problem,
         assets=assets,
         optional={},

@@ -12,7 +12,7 @@ from diffjax.errors import UserError, choose
 from diffjax.nets import discriminator
 from diffjax.run import cli, sampling
 from diffjax.run.system import System, Training
-from diffjax.systems.apt import alternation, bases, losses, origins
+from diffjax.systems.apt import alternation, bases, losses, origins, own_path
 from diffjax.systems.apt.optimizer import rmsprop
 
 FIELDS = {
@@ -32,6 +32,7 @@ FIELDS = {
     "adversarial.alarm": float,
 }
 BLIND = {"non_saturating": 2 * 0.6931472, "relativistic": 0.6931472}
+SEES = ("picture", "residual")  # of a base whose samples start from pictures: config.relay.sees
 LINES = 3  # of the log, one after the other, before the alarm
 
 
@@ -54,6 +55,9 @@ def check(config) -> None:
         raise UserError(
             f"{where}.taps {tuple(settings.taps)}: blocks counted from 1, or from the last with -1"
         )
+    if "relay" in config:
+        cli.require(config, {"relay.sees": str})
+        choose(config.relay.sees, dict.fromkeys(SEES), "config.relay.sees")
     for name in ("b1", "clip", "weight_decay"):
         if config.optimizer[name]:
             raise UserError(
@@ -123,10 +127,12 @@ def add(system: System, base: System, config, one) -> System:
 
 def _training(base: System, config, one):
     """(`Training`, `System.begin`) of a config."""
-    given, backbone = config.adversarial, base.backbone
+    given, backbone, process = config.adversarial, base.backbone, base.process
     settings = settings_of(config, backbone.std)
     read = discriminator.ReadOut(given.heads, bias=not losses.family(given.family).paired)
     t, scale = backbone.start
+    from_pictures = base.start is not None
+    residual = from_pictures and config.relay.sees == "residual"
 
     @functools.cache  # sampling needs none of it
     def tapped():
@@ -134,12 +140,19 @@ def _training(base: System, config, one):
 
     select = lambda params: tapped()[1](params)
 
-    def generate(g, z, cond):
-        made = bases.generator(lambda x, t: base.denoiser(g, x, t, cond), t, scale)(z)
+    def apart(given):
+        """(what the network is told, the mean of the state that G starts from, None where 0)."""
+        return given if from_pictures else (given, None)
+
+    def generate(g, z, given):
+        cond, mean = apart(given)
+        made = bases.generator(lambda x, t: base.denoiser(g, x, t, cond), t, scale, mean)(z)
         mask = backbone.mask(cond)
         return made if mask is None else jnp.where(mask, made, 0)
 
-    def discriminate(d, x, t, cond):
+    def discriminate(d, x, t, given):
+        cond, mean = apart(given)
+        x = x - mean if residual else x
         look = lambda params, seen: read.apply({"params": params}, *seen)
         return bases.discriminator(tapped()[0], look, backbone.feed)(d, x, t, cond)
 
@@ -163,8 +176,16 @@ def _training(base: System, config, one):
     def step(params, opt_state, batch, key, rate):
         rows = batch["row"]
         x, cond = backbone.examples(batch, jax.random.fold_in(key, 2))
+        if from_pictures:
+            cond = cond, own_path.mean(process, t, x)
         for_d = alternation.draw_d(key, rows, x, cond, settings, given.shift)
         for_g = alternation.draw_g(key, rows, x, cond, settings, given.shift)
+        if from_pictures:
+            colour = lambda z, i: own_path.coloured(process, z, jax.random.fold_in(key, i), rows)
+            for_d, for_g = (
+                for_d._replace(z=colour(for_d.z, 3)),
+                for_g._replace(z=colour(for_g.z, 4)),
+            )
         if given.times == "zero":
             nought = jnp.zeros_like(for_g.t)
             for_d, for_g = for_d._replace(t_real=nought, t_fake=nought), for_g._replace(t=nought)

@@ -20,12 +20,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffjax.core.processes import Process
 
 
-def generator(denoise: Callable, t: float, scale: float = 1.0) -> Callable:
-    """G(z, ...) = denoise(scale z, t, ...): noise to a sample in one call.
+def generator(denoise: Callable, t: float, scale: float = 1.0, mean=None) -> Callable:
+    """G(z, ...) = denoise(mean + scale z, t, ...): noise to a sample in one call.
 
     Args:
       denoise: (x, t, ...) -> x0.
@@ -33,11 +34,13 @@ def generator(denoise: Callable, t: float, scale: float = 1.0) -> Callable:
       scale: the standard deviation of the base's start: 1 on flow and where alpha^2 + sigma^2 = 1,
         sigma_max on EDM, but 1 for DIAMOND, whose sampler starts from unit variance. Train with
         the one that is sampled with.
+      mean: of the base's start where it is not 0, of z's shape: a picture under the noise.
 
     Returns:
       z [B, ...], float -> samples of z's shape, not clipped: that would end gradients.
     """
-    return lambda z, *cond: denoise(scale * z, jnp.asarray(t, z.dtype), *cond)
+    begin = (lambda z: scale * z) if mean is None else (lambda z: mean + scale * z)
+    return lambda z, *cond: denoise(begin(z), jnp.asarray(t, z.dtype), *cond)
 
 
 def amplification(process: Process, t: float) -> float:
@@ -47,9 +50,13 @@ def amplification(process: Process, t: float) -> float:
 
 
 def last_time(process: Process, t: float) -> float:
-    """The base's time t on the straight path: sigma/(alpha + sigma), 1 where alpha is 0."""
+    """The base's time t on the straight path: sigma/(alpha + sigma), 1 where alpha is 0.
+
+    Of a blur alpha is the coefficient of the mean, which it keeps (`own_path`).
+    """
     level = process.at(t)
-    return float(level.sigma / (level.alpha + level.sigma))
+    alpha = np.ravel(level.alpha)[0]
+    return float(level.sigma / (alpha + level.sigma))
 
 
 def estimate(process: Process, denoise: Callable, lowest: float = 0.0) -> Callable:

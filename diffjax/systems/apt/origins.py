@@ -70,8 +70,12 @@ def config_of(assets: dict) -> ConfigDict:
     return ConfigDict(about["config"])
 
 
-def opened(config, assets: dict) -> System:
+def opened(config, assets: dict, *, training: bool = False) -> System:
     """Returns the base's system, without opening its training data.
+
+    Args:
+      training: whether it is for training. A base whose samples start from pictures (`Start`) then
+        takes training pictures made small, as while it was trained itself: its data are opened.
 
     Raises:
       UserError: assets that do not tell, or a system that cannot be trained further.
@@ -84,7 +88,7 @@ def opened(config, assets: dict) -> System:
             f"config.base {config.base}: a run of {theirs.get('system')} cannot be post-trained "
             "(its System has no backbone)"
         )
-    return system
+    return systems.make(theirs) if training and system.start is not None else system
 
 
 def samples_of(base: System, config, request) -> Callable:

@@ -20,7 +20,9 @@ from diffjax.systems.apt import adversary, origins, student
 STAGES = ("distil", "adversarial")
 # Groups that a run of one stage does not have.
 FOREIGN = {"distil": ("distil", "pretrain", "adversarial"), "adversarial": ("distil", "pretrain")}
+PARENT = "parent"  # a field of bases whose samples start from those of another run
 FOREIGN["adversarial"] += ("distillation",)
+FOREIGN["distil"] += ("relay",)
 
 
 def stages(config, workdir: Path) -> list[tuple[ConfigDict, Path]]:
@@ -34,13 +36,16 @@ def stages(config, workdir: Path) -> list[tuple[ConfigDict, Path]]:
     base, distilled, plan = config.base, config.distilled, []
     if not base:
         base = str(workdir / "base")
-        plan.append((_pretraining(config), Path(base)))
+        theirs = _pretraining(config)
+        plan.append((theirs, Path(base)))
     else:
         theirs = cli.read_config(origins.place(base))
         if theirs.get("system") == "apt":
             if config.stage == "distil":
                 raise UserError(f"config.base {base}: is distilled already")
             distilled, base = distilled or base, str(origins.place(theirs.base, Path(base)))
+            theirs = cli.read_config(origins.place(base))
+    config = _related(config, theirs)
     if config.stage == "distil":
         plan.append((of_stage(config, "distil", base), workdir))
         return _fitting(plan, bool(config.base))
@@ -62,6 +67,28 @@ def _fitting(plan: list, there: bool) -> list:
         else:
             adversary.taps_of(config, base.backbone.blocks())
     return plan
+
+
+def _related(config, theirs) -> ConfigDict:
+    """The config with `parent`, the run that samples start from, where its base has one; else
+    without the group `relay`."""
+    made = config.copy_and_resolve_references()
+    made.unlock()
+    group = made.get("relay", ConfigDict())
+    cli.require(made, {f"relay.{name}": str for name in group})
+    if "relay" in made:
+        del made["relay"]
+    given = {k: v for k, v in group.items() if v not in ("", "picture")}
+    if PARENT not in theirs:
+        if given:
+            raise UserError(
+                f"config.relay.{next(iter(given))}: samples of a run of {theirs.get('system')} do "
+                "not start from another run's"
+            )
+        return made
+    made.parent = group.get("parent") or theirs.parent
+    made.relay = ConfigDict({"sees": group.get("sees", "picture")})
+    return made
 
 
 def _pretraining(config) -> ConfigDict:

@@ -14,7 +14,7 @@ from diffjax.core import guidance
 from diffjax.errors import UserError, choose
 from diffjax.run import cli, sampling
 from diffjax.run.system import System
-from diffjax.systems.apt import alternation, bases, consistency, origins, timesteps
+from diffjax.systems.apt import alternation, bases, consistency, origins, own_path, timesteps
 
 FIELDS = {
     "distillation.steps": int,
@@ -84,15 +84,21 @@ def add(system: System, base: System, config, one) -> System:
     end = bases.last_time(process, backbone.start[0])
     grid = timesteps.consistency(settings.steps, settings.shift, end)
 
-    def velocity(params, cond, guided: float = 1.0):
+    def estimate(params, cond, guided: float = 1.0):
         denoise = lambda x, t: base.denoiser(params, x, t, cond)
         mask = backbone.mask(cond)
         if guided != 1:
             nobody = backbone.unconditional(cond)
             free = lambda x, t: base.denoiser(params, x, t, nobody)
             denoise = guidance.cfg(denoise, free, guided)
-        whole = denoise if mask is None else lambda x, t: jnp.where(mask, denoise(x, t), 0)
-        return bases.velocity(process, whole, told=backbone.lowest)
+        return denoise if mask is None else lambda x, t: jnp.where(mask, denoise(x, t), 0)
+
+    def velocity(*of):
+        return bases.velocity(process, estimate(*of), told=backbone.lowest)
+
+    def on_its_path(*of):
+        denoise = estimate(*of)
+        return lambda x, t: denoise(x, jnp.maximum(t, backbone.lowest))
 
     def imitation(params, batch, key, teacher):
         """The error of one call from z against the base's own few steps from it."""
@@ -107,17 +113,22 @@ def add(system: System, base: System, config, one) -> System:
     def loss(params, batch, key, teacher, average=None):
         of_data, of_n, of_eps = jax.random.split(key, 3)
         x0, cond = backbone.examples(batch, of_data)
-        error = consistency.loss(
-            velocity(params, cond),
-            velocity(teacher, cond, scale),
-            x0,
-            alternation.normal(of_eps, batch["row"], x0.shape[1:]),
-            consistency.indices(of_n, batch["row"], settings.steps),
+        eps = alternation.normal(of_eps, batch["row"], x0.shape[1:])
+        index = consistency.indices(of_n, batch["row"], settings.steps)
+        ask, of, given = velocity, consistency.loss, (x0, eps)
+        if base.start is not None:
+            eps = own_path.coloured(process, eps, of_eps, batch["row"])
+            ask, of, given = on_its_path, own_path.loss, (process, x0, eps)
+        error = of(
+            ask(params, cond),
+            ask(teacher, cond, scale),
+            *given,
+            index,
             grid,
             solver=settings.solver,
             space=settings.space,
             huber=settings.huber,
-            average=None if average is None else velocity(average, cond),
+            average=None if average is None else ask(average, cond),
         )
         return jnp.mean(error), {}
 

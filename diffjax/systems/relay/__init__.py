@@ -26,7 +26,7 @@ from diffjax.metrics import judging, report
 from diffjax.run import cli, pictures
 from diffjax.run.system import Problem, Start, System
 from diffjax.systems import images
-from diffjax.systems.relay import postprocess, starts
+from diffjax.systems.relay import backbone, postprocess, starts
 from diffjax.systems.relay.request import Request, adopt, check, noise_levels
 
 # A stream of randomness for a stage, by its height: all stages of a chain are handed the same key
@@ -189,6 +189,7 @@ def make(config, assets: dict | None = None) -> System:
         denoiser=denoiser,
         problem=problem,
         judge=judging.of_images,
+        backbone=backbone.make(config, net, shape, names, coefficients, request),
     )
 
 
