@@ -1,0 +1,96 @@
+"""A config's training step, compiled for devices that may not be there: from shapes alone."""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+
+from diffjax.run import update
+from diffjax.run import mesh as meshes
+from diffjax.run.feed import make_feed
+from diffjax.run.loop import check_config
+from diffjax.run.pods import flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A training step, compiled for devices that may not be there.
+
+    Attributes:
+      mesh: of these devices.
+      held: {kind: bytes a device} of what the step is given: parameters, optimizer, averages, ....
+      count: the FLOPs of the step as it is written.
+      parameters: how many numbers are trained.
+      compiled: as JAX gives it; None where it does not fit.
+      refused: the compiler's words in that case.
+      seconds: that compiling took.
+    """
+
+    mesh: jax.sharding.Mesh
+    held: dict[str, int]
+    count: flops.Count
+    parameters: int
+    compiled: object
+    refused: str
+    seconds: float
+
+
+def compile_step(system, config, devices) -> Program:
+    """Compiles the step of `run.loop` for devices, from shapes alone.
+
+    Raises:
+      UserError: a config, mesh or batch that training would refuse too.
+    """
+    check_config(config)
+    mesh = meshes.make_mesh(config.mesh, devices)
+    update.check_batch(config, mesh)
+    state, shardings = update.state_shapes(system, config, mesh)
+    feed = make_feed(system, config, mesh)
+    beside = [] if system.beside is None else [shapes_beside(system, mesh)]
+    share = jax.ShapeDtypeStruct((), jnp.float32, sharding=meshes.replicated(mesh))
+    held = {
+        "parameters": a_device(state.params),
+        "optimizer": a_device(state.opt_state),
+        "averages": a_device(state.ema),
+        "data": a_device(feed.shapes),
+        **({"weights beside": a_device(beside)} if beside else {}),
+    }
+    step = update.jitted_step(system, config, feed, mesh, shardings)
+    traced = step.trace(state, feed.shapes, share, *beside)
+    begin, compiled, refused = time.monotonic(), None, ""
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        refused = str(error)
+    return Program(
+        mesh,
+        held,
+        flops.of_jaxpr(traced.jaxpr.jaxpr),
+        sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        compiled,
+        refused,
+        time.monotonic() - begin,
+    )
+
+
+def shapes_beside(system, mesh):
+    """The weights of another run that training looks at, as shapes on a mesh of other devices."""
+    weights, _ = system.beside(meshes.make_mesh(meshes.LOCAL))
+    place = meshes.tree_shardings(weights, system.sharding, mesh)
+    return jax.tree.map(
+        lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+        weights,
+        place,
+    )
+
+
+def a_device(tree) -> int:
+    """Bytes that one device holds of a tree of ShapeDtypeStructs with shardings."""
+    size = 0
+    for leaf in jax.tree.leaves(tree):
+        part = jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
+        size += part.size * part.dtype.itemsize
+    return size
