@@ -50,8 +50,11 @@ def main(argv: list[str]) -> int:
     if args.init_from and Path(args.init_from).resolve() == workdir.resolve():
         raise UserError("--init_from is the workdir itself: the same command resumes without it")
     if topology is not None:
-        from diffjax.run.pods import report
+        from diffjax.run.pods import report, step
 
+        config, instead = step.without_data(config)
+        if instead:
+            print(f"data        the config names none: {instead}")
         return report.report(systems.make(config), config, topology)
     stages = systems.stages(config, workdir)
     if len(stages) > 1 and (args.init_from or profile):

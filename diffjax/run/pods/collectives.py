@@ -18,15 +18,12 @@ class Collective:
 
     Attributes:
       kind: one of `KINDS`.
-      group: devices that take part together.
+      group: devices that take part together, one of each slice where it is between slices.
       bytes: of the whole array that is reduced, gathered or exchanged, as one device sees it: what
         goes into an all-reduce, reduce-scatter or all-to-all, what comes out of an all-gather.
       times: how often it runs in one call of the program.
       known: whether every loop around it says how long it is.
-      slices: over how many slices a group is spread.
-
-    `inside` and `across` are the bytes that a device sends to its own slice and to others in all
-    runs, by ring algorithms; over several slices first inside, then each device its share across.
+      between: whether it is between slices, and not inside one.
     """
 
     kind: str
@@ -34,63 +31,58 @@ class Collective:
     bytes: int
     times: int
     known: bool
-    slices: int
+    between: bool = False
 
     @property
-    def inside(self) -> float:
-        near = self.group // self.slices
-        if self.kind == "collective-permute":
-            share = float(self.slices == 1)
-        elif self.kind == "all-to-all":
-            share = (near - 1) / self.group
-        else:
-            share = (1 + (self.kind == "all-reduce")) * (near - 1) / near
-        return self.times * self.bytes * share
-
-    @property
-    def across(self) -> float:
-        near = self.group // self.slices
-        share = (self.slices - 1) / self.slices
-        if self.kind == "collective-permute":
-            share = float(self.slices > 1)
-        elif self.kind != "all-to-all":
-            share *= (1 + (self.kind == "all-reduce")) / near
+    def sent(self) -> float:
+        """Bytes that a device sends in all its runs, by the ring algorithms."""
+        share = (self.group - 1) / self.group
+        share = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
         return self.times * self.bytes * share
 
 
-def find(module: hlo.Module, devices: int, slice_of: list[int] | None = None) -> list[Collective]:
+def find(module: hlo.Module, devices: int, slices: int = 1) -> list[Collective]:
     """Returns the collectives between at least two devices.
 
     An exchange that the compiler spreads over a start, a middle and an end, which print the same
     channel, counts once; an all-reduce of which each device keeps a slice is a reduce-scatter.
+    Between slices the hosts send, and the text has one slice's program.
 
     Args:
-      devices: how many the program was compiled for.
-      slice_of: of each device, in the order of the mesh, the slice that it is in; None: one.
+      devices: how many a slice has.
+      slices: how many there are.
     """
     found: dict[object, Collective] = {}
     for number, run in enumerate(module.runs):
-        instruction = run.instruction
-        kind = instruction.opcode.removesuffix("-start")
-        if kind not in KINDS:
+        one = _between(run, slices) or _inside(module, run, devices)
+        if one is None or one.group < 2:
             continue
-        together = _groups(kind, instruction, devices)
-        size = len(together[0]) if kind != "collective-permute" else 2
-        if size < 2:
-            continue
-        given = sum(operand.bytes for operand in module.operands(run.computation, instruction))
-        whole = given * size if kind == "all-gather" else given
-        if kind == "all-reduce" and run.fused and _sliced(module, run):
-            kind = "reduce-scatter"
-        slices = 1
-        if slice_of is not None:
-            slices = max(len({slice_of[device] for device in group}) for group in together)
-        one = Collective(kind, size, whole, run.times, run.known, slices)
-        channel = instruction.attribute("channel_id")
-        key = (kind, channel) if channel else number
-        if key not in found or found[key].times * found[key].bytes < one.times * one.bytes:
-            found[key] = one
+        channel = run.instruction.attribute("channel_id")
+        found.setdefault((one.kind, channel, run.frame) if channel else number, one)
     return list(found.values())
+
+
+def _between(run: hlo.Run, slices: int) -> Collective | None:
+    if run.instruction.opcode != "send":
+        return None
+    how = re.search(r'_xla_megascale_transfer_type="(\w+)"', run.instruction.rest)
+    if how is None:
+        return None
+    kind = how[1].lower().replace("_", "-")
+    size = run.instruction.shapes[0].bytes * (slices if kind == "all-gather" else 1)
+    return Collective(kind, slices, size, run.times, run.known, between=True)
+
+
+def _inside(module: hlo.Module, run: hlo.Run, devices: int) -> Collective | None:
+    kind = run.instruction.opcode.removesuffix("-start")
+    if kind not in KINDS:
+        return None
+    size = _size(kind, run.instruction, devices)
+    given = sum(operand.bytes for operand in module.operands(run.computation, run.instruction))
+    whole = given * size if kind == "all-gather" else given
+    if kind == "all-reduce" and run.fused and _sliced(module, run):
+        kind = "reduce-scatter"
+    return Collective(kind, size, whole, run.times, run.known)
 
 
 def _sliced(module: hlo.Module, run: hlo.Run) -> bool:
@@ -103,13 +95,14 @@ def _sliced(module: hlo.Module, run: hlo.Run) -> bool:
     return bool(users) and set(users) == {"dynamic-slice"}
 
 
-def _groups(kind: str, instruction: hlo.Instruction, devices: int) -> list[list[int]]:
+def _size(kind: str, instruction: hlo.Instruction, devices: int) -> int:
+    """How many devices take part together; 1: none sends."""
     if kind == "collective-permute":
         pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", instruction.rest)
         found = re.findall(r"\{(\d+),(\d+)\}", pairs[1]) if pairs else []
-        return [[int(a), int(b)] for a, b in found if a != b] or [[0]]
+        return 1 + any(a != b for a, b in found)
     written = re.search(r"replica_groups=(.*?)(?:, [a-z_]+=|$)", instruction.rest)
-    return groups(written[1] if written else "{}", devices)
+    return len(groups(written[1] if written else "{}", devices)[0])
 
 
 def groups(text: str, devices: int) -> list[list[int]]:

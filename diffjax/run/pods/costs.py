@@ -59,21 +59,22 @@ def of(program: Program, chip: Chip | None, room: int | None = None) -> Costs:
     once = found.get("flops")
     module = read(compiled)
     exchanges = multiplied = moved = bound = None
+    slices = slices_of(program.mesh)
     if module is not None:
-        exchanges = collectives.find(module, program.mesh.size, slices_of(program.mesh))
+        exchanges = collectives.find(module, program.mesh.size // slices, slices)
         flops = work.multiplied(module)
         multiplied = None if flops is None else flops * each
         moved = work.moved(module) * each
     if chip is not None:
-        sent = lambda way: None if exchanges is None else each * sum(way(e) for e in exchanges)
+        sent = lambda between: each * sum(e.sent for e in exchanges if e.between == between)
         bound = roofline.bound(
             chip,
             count,
             needed=program.count.flops,
             multiplied=max(multiplied or 0.0, program.count.flops / count),
             moved=moved,
-            inside=sent(lambda e: e.inside),
-            across=sent(lambda e: e.across),
+            inside=None if exchanges is None else sent(False),
+            across=None if exchanges is None else sent(True),
         )
     return Costs(
         chip,
@@ -106,7 +107,7 @@ def together(memory: dict[str, int]) -> int:
 
 
 def asked(refusal: str, each: int = 1) -> int | None:
-    """Bytes of a chip that a refused program asks for, of the compiler's words; None: it hides it."""
+    """Bytes of a chip that a refused program asks for, in the compiler's words; None: not told."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
     found = re.search(r"\((\d+(?:\.\d+)?)([KMGT])\) exceeds available", refusal)
     found = found or re.search(r"[Uu]sed (\d+(?:\.\d+)?)([KMGT])i?B? of", refusal)
@@ -121,7 +122,6 @@ def read(compiled) -> hlo.Module | None:
         return None
 
 
-def slices_of(mesh) -> list[int] | None:
-    """The slice of each device in the mesh's order; None where there is one slice."""
-    slices = [getattr(device, "slice_index", 0) or 0 for device in mesh.devices.flat]
-    return slices if len(set(slices)) > 1 else None
+def slices_of(mesh) -> int:
+    """How many slices the devices of a mesh are in."""
+    return len({getattr(device, "slice_index", None) for device in mesh.devices.flat})

@@ -94,26 +94,29 @@ class Module:
 
         Of a conditional every branch is taken to run. Computations of reductions are left out.
         """
-        stack = [(self.entry, 1, True, False)]
+        stack = [(self.entry, self.entry, 1, True, False)]
         while stack:
-            name, times, known, fused = stack.pop()
+            name, frame, times, known, fused = stack.pop()
             for instruction in self.computations.get(name, {}).values():
-                yield Run(name, instruction, times, known, fused)
+                yield Run(name, frame, instruction, times, known, fused)
                 if instruction.opcode == "while":
                     trips = self.trips(name, instruction)
                     body = instruction.attribute("body")
-                    stack.append((body, times * (trips or 1), known and trips is not None, fused))
+                    told = known and trips is not None
+                    stack.append((body, body, times * (1 if trips is None else trips), told, fused))
                 elif instruction.opcode == "fusion":
-                    stack.append((instruction.attribute("calls"), times, known, True))
+                    stack.append((instruction.attribute("calls"), frame, times, known, True))
                 elif instruction.opcode in ("call", "async-start"):
                     called = instruction.attribute("calls") or instruction.attribute("to_apply")
-                    stack.append((called, times, known, fused))
+                    stack.append((called, frame, times, known, fused))
                 elif instruction.opcode == "conditional":
                     branches = instruction.attribute("branch_computations") or ", ".join(
                         instruction.attribute(f"{which}_computation") or ""
                         for which in ("true", "false")
                     )
-                    stack += [(b.strip(), times, known, fused) for b in branches.split(",")]
+                    stack += [
+                        (b.strip(), b.strip(), times, known, fused) for b in branches.split(",")
+                    ]
 
     def trips(self, computation: str, loop: Instruction) -> int | None:
         """How often a `while` runs; None where the text does not say.
@@ -162,12 +165,14 @@ class Run:
 
     Attributes:
       computation: the name of the one that it is in.
+      frame: of the loop's body, branch or entry that this is part of.
       times: how often, all loops around it multiplied.
       known: whether each of these loops says how long it is; one that does not counts once.
       fused: whether it is inside a fusion, and what it makes stays inside.
     """
 
     computation: str
+    frame: str
     instruction: Instruction
     times: int
     known: bool

@@ -102,17 +102,17 @@ def _exchanges(cost: costs.Costs) -> list[str]:
     if not cost.exchanges:
         return ["exchanges   none"]
     each = cost.chip.devices if cost.chip else 1
-    runs, size, inside, across = Counter(), Counter(), Counter(), Counter()
+    runs, size, sent = Counter(), Counter(), Counter()
     for one in cost.exchanges:
-        runs[one.kind] += one.times
-        size[one.kind] += one.times * one.bytes * each
-        inside[one.kind] += one.inside * each
-        across[one.kind] += one.across * each
+        kind = one.kind + (", slices" if one.between else "")
+        runs[kind] += one.times
+        size[kind] += one.times * one.bytes * each
+        sent[kind] += one.sent * each
     said = ["exchanges   of a chip in one step, loops by their length"]
-    said.append(f"  {'kind':<20}{'runs':>8}{'of arrays':>14}{'sent':>14}{'to slices':>14}")
-    for kind in sorted(runs, key=lambda kind: -inside[kind] - across[kind]):
-        sent = (amount(n[kind]) for n in (size, inside, across))
-        said.append(f"  {kind:<20}{runs[kind]:>8}" + "".join(f"{text:>14}" for text in sent))
+    said.append(f"  {'kind':<24}{'runs':>6}{'of arrays':>14}{'sent':>14}")
+    for kind in sorted(runs, key=lambda kind: -sent[kind]):
+        row = f"  {kind:<24}{runs[kind]:>6}{amount(size[kind]):>14}{amount(sent[kind]):>14}"
+        said.append(row)
     if not all(one.known for one in cost.exchanges):
         said.append("  some are in loops whose length the text does not say: these count once")
     return said

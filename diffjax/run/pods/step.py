@@ -6,8 +6,8 @@ import time
 import jax
 import jax.numpy as jnp
 
-from diffjax.run import update
 from diffjax.run import mesh as meshes
+from diffjax.run import update
 from diffjax.run.feed import make_feed
 from diffjax.run.loop import check_config
 from diffjax.run.pods import flops
@@ -59,12 +59,17 @@ def compile_step(system, config, devices) -> Program:
     step = update.jitted_step(system, config, feed, mesh, shardings)
     traced = step.trace(state, feed.shapes, share, *beside)
     begin, compiled, refused = time.monotonic(), None, ""
+    # A program for devices that are not there cannot be read back from the cache.
+    cached = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         refused = str(error)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
     return Program(
         mesh,
         held,
@@ -73,6 +78,24 @@ def compile_step(system, config, devices) -> Program:
         compiled,
         refused,
         time.monotonic() - begin,
+    )
+
+
+def without_data(config):
+    """Returns (config, what stands in for its data, in words or ""): pictures of config's size.
+
+    Only where the config names no data and says how large its pictures are.
+    """
+    data = config.get("data", {})
+    size = data.get("image_size", 0)
+    if data.get("path") != "" or not isinstance(size, int) or size < 1 or data.get("frames", 0):
+        return config, ""
+    made = config.copy_and_resolve_references()
+    made.unlock()
+    made.data.path = f"shapes:{size}x{size}x3"
+    return made, (
+        f"pictures {size}x{size}x3 without classes stand in for them "
+        f"(--config.data.path=shapes:{size}x{size}x3:1000 has a thousand)"
     )
 
 

@@ -12,7 +12,6 @@ import os
 import re
 
 from diffjax.errors import UserError, did_you_mean
-from diffjax.run.pods import chips
 
 LOCAL = ("gpu", "cpu")
 # kind: (dimensions of its network, chips of the largest slice, an example)
@@ -101,6 +100,7 @@ def prepare(topology: Topology) -> None:
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",
         "TPU_MIN_LOG_LEVEL": "3",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # of a host that is not there; any will do
     }.items():
         os.environ.setdefault(name, value)
 
@@ -134,7 +134,7 @@ def devices(topology: Topology) -> list:
 
 
 def refusal(error: str, topology: Topology) -> str:
-    """Says what libtpu's message means; a shape its hosts do not make gets the next that they do."""
+    """Says what libtpu's message means, with the next shape that its hosts make."""
     bounds = re.search(r'chips_per_host_bounds "([0-9]+(?:x[0-9]+)*)"', error)
     if not bounds:
         return f"libtpu refuses it ({error.splitlines()[0][:200]})"

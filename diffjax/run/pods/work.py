@@ -127,7 +127,7 @@ def _traffic(module: hlo.Module, name: str, instruction: hlo.Instruction) -> int
 
 
 def _read(module: hlo.Module, called: str, index: int) -> int | None:
-    """Bytes that a fusion takes of its operand, where all that it does is to slice it; else None."""
+    """Bytes that a fusion takes of an operand that it only slices; None for any other."""
     inside = module.computations.get(called, {})
     names = [i.name for i in inside.values() if i.opcode == "parameter" and i.literal == str(index)]
     if not names:
