@@ -50,12 +50,9 @@ def main(argv: list[str]) -> int:
     if args.init_from and Path(args.init_from).resolve() == workdir.resolve():
         raise UserError("--init_from is the workdir itself: the same command resumes without it")
     if topology is not None:
-        from diffjax.run.pods import report, step
+        from diffjax.run.pods import report
 
-        config, instead = step.without_data(config)
-        if instead:
-            print(f"data        the config names none: {instead}")
-        return report.report(systems.make(config), config, topology)
+        return report.report_all(systems, config, workdir, topology)
     stages = systems.stages(config, workdir)
     if len(stages) > 1 and (args.init_from or profile):
         flag = "--init_from" if args.init_from else "--profile_steps"

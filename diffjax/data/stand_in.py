@@ -1,4 +1,4 @@
-"""Pictures that are only a shape, for costs without data: "shapes:64x64x3", "shapes:64x64x3:1000"."""
+"""Pictures that are only a shape, for costs without data: "shapes:64x64x3:1000" has classes."""
 
 import re
 

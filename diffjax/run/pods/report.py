@@ -2,10 +2,12 @@
 
 import sys
 from collections import Counter
+from pathlib import Path
 
+from diffjax.errors import UserError
 from diffjax.run import dry_run
 from diffjax.run.pods import chips, costs, topologies
-from diffjax.run.pods.step import Program, compile_step
+from diffjax.run.pods.step import Program, compile_step, without_data
 
 GIB, MIB = 1 << 30, 1 << 20
 
@@ -24,6 +26,36 @@ def report(system, config, topology: topologies.Topology) -> int:
         return 0
     print(f"does not fit: {verdict(program, cost)}", file=sys.stderr)
     return 1
+
+
+def report_all(systems, config, workdir: Path, topology: topologies.Topology) -> int:
+    """Reports on each run that one command trains; returns the largest of their statuses.
+
+    A stage that begins from one that is not trained yet cannot be compiled, and is said to.
+
+    Args:
+      systems: the module `diffjax.systems`, which this room does not import.
+    """
+    config, instead = without_data(config)
+    if instead:
+        print(f"data        the config names none: {instead}")
+    status, stages = 0, systems.stages(config, workdir)
+    for number, (stage, folder) in enumerate(stages):
+        if len(stages) > 1:
+            print(f"stage       {number + 1} of {len(stages)}, {folder}")
+        try:
+            system = systems.make(stage)
+        except UserError as error:
+            if not number:
+                raise
+            print(f"  not compiled: {error}")
+            continue
+        if system.fit is not None:
+            raise UserError(
+                f"--compile_for: a {stage.system} run is a loop of several programs; not done yet"
+            )
+        status = max(status, report(system, stage, topology))
+    return status
 
 
 def cost_of(program: Program, topology: topologies.Topology) -> costs.Costs:
