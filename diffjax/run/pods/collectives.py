@@ -101,7 +101,9 @@ def _size(kind: str, instruction: hlo.Instruction, devices: int) -> int:
         pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", instruction.rest)
         found = re.findall(r"\{(\d+),(\d+)\}", pairs[1]) if pairs else []
         return 1 + any(a != b for a, b in found)
-    written = re.search(r"replica_groups=(.*?)(?:, [a-z_]+=|$)", instruction.rest)
+    written = re.search(
+        r"replica_groups=(mesh\[.*?\{[^}]*\}|.*?(?=, [a-z_]+=|$))", instruction.rest
+    )
     return len(groups(written[1] if written else "{}", devices)[0])
 
 
@@ -109,7 +111,8 @@ def groups(text: str, devices: int) -> list[list[int]]:
     """Reads replica groups in each of the ways in which they are printed; of none, all devices.
 
     "{{0,1},{2,3}}"; "[2,2]<=[4]", two groups of two; "[2,2]<=[2,2]T(1,0)", of the transposed
-    numbers; "mesh['a'=2,'b'=2] {'b'}", along named axes.
+    numbers; "mesh['a'=2,'b'=2] {'b'}", along named axes, before which may stand device_ids=(...),
+    the order of the devices.
     """
     text = text.strip()
     if text.startswith("mesh["):
@@ -127,6 +130,11 @@ def groups(text: str, devices: int) -> list[list[int]]:
 def _along_axes(text: str, devices: int) -> list[list[int]]:
     axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", text)}
     chosen = text[text.rfind("{") :]
+    order = np.arange(devices)
+    ids = re.search(r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)", text)
+    if ids:
+        order = order.reshape([int(n) for n in ids[1].split(",")])
+        order = order.transpose([int(n) for n in ids[2].split(",")] if ids[2] else None)
     # 'a':(2)4 is the part of axis a of size 4 after its first 2.
     parts = {
         name: (int(before or 1), int(size or axes[name]))
@@ -139,7 +147,7 @@ def _along_axes(text: str, devices: int) -> list[list[int]]:
         sizes += [before, width, size // (before * width)]
     if math.prod(sizes) != devices:
         return [list(range(devices))]
-    numbers = np.arange(devices).reshape(sizes)
+    numbers = order.reshape(sizes)
     outside = [i for i in range(len(sizes)) if i not in within]
     group = math.prod(sizes[i] for i in within)
     return numbers.transpose(outside + within).reshape(-1, group).tolist()

@@ -59,7 +59,8 @@ def _one(equation, unknown: list[str]) -> int:
     if name == "while" and total:
         unknown.append("a while loop")
     if name == "shard_map":  # its inside is one device's share, along the axes that it names
-        return total * math.prod(params["mesh"].shape[a] for a in params["manual_axes"])
+        axes = params.get("newly_manual_axes", params.get("manual_axes", ()))
+        return total * math.prod(params["mesh"].shape[axis] for axis in axes)
     if name == "pallas_call":
         unknown.append("a Pallas kernel")
         return 0

@@ -69,12 +69,11 @@ def cost_of(program: Program, topology: topologies.Topology) -> costs.Costs:
 
 def verdict(program: Program, cost: costs.Costs) -> str:
     """Why it does not fit and what to change, in one line."""
-    have = (
-        f"{amount(cost.room)} of a {cost.chip.name if cost.chip else 'device'}" if cost.room else ""
-    )
-    need = "it needs more than" if cost.needed is None else f"it needs {amount(cost.needed)} of"
-    refused = " ".join(program.refused.split())[:160]
-    what = f"{need} the {have}" if have else f"the compiler says: {refused}"
+    owner = cost.chip.name if cost.chip else "device"
+    need = "more than" if cost.needed is None else f"{amount(cost.needed)} of"
+    what = f"the step needs {need} the {amount(cost.room or 0)} that a {owner} has"
+    if not cost.room:  # the compiler knows, and nobody else
+        what = " ".join(program.refused.split())[:200]
     return f"{what}; config.mesh.fsdp cuts the state, config.accumulate the batch, more chips both"
 
 

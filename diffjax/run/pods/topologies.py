@@ -96,6 +96,8 @@ def prepare(topology: Topology) -> None:
         )
     # Otherwise libtpu asks the cloud's metadata server who it is, and waits.
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    # Nothing is run, so that neither others who compile nor a TPU at work are in the way.
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     for name, value in {
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",
