@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +15,33 @@ from diffjax.run.pods import flops
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """A training step, compiled for devices that may not be there.
+class Step:
+    """A training step as it is written, for devices that may not be there.
 
     Attributes:
       mesh: of these devices.
       held: {kind: bytes a device} of what the step is given: parameters, optimizer, averages, ....
-      count: the FLOPs of the step as it is written.
       parameters: how many numbers are trained.
+      traced: as JAX gives it.
+    """
+
+    mesh: jax.sharding.Mesh
+    held: dict[str, int]
+    parameters: int
+    traced: Any
+
+    @property
+    def count(self) -> flops.Count:
+        """The FLOPs of all devices."""
+        return flops.of_jaxpr(self.traced.jaxpr.jaxpr)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A step, compiled.
+
+    Attributes:
+      mesh, held, parameters, count: of the `Step`.
       compiled: as JAX gives it; None where it does not fit.
       refused: the compiler's words in that case.
       seconds: that compiling took.
@@ -29,15 +49,15 @@ class Program:
 
     mesh: jax.sharding.Mesh
     held: dict[str, int]
-    count: flops.Count
     parameters: int
-    compiled: object
+    count: flops.Count
+    compiled: Any
     refused: str
     seconds: float
 
 
-def compile_step(system, config, devices) -> Program:
-    """Compiles the step of `run.loop` for devices, from shapes alone.
+def trace_step(system, config, devices) -> Step:
+    """Traces the step of `run.loop` for devices, from shapes alone.
 
     Raises:
       UserError: a config, mesh or batch that training would refuse too.
@@ -57,28 +77,27 @@ def compile_step(system, config, devices) -> Program:
         **({"weights beside": a_device(beside)} if beside else {}),
     }
     step = update.jitted_step(system, config, feed, mesh, shardings)
-    traced = step.trace(state, feed.shapes, share, *beside)
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return Step(mesh, held, count, step.trace(state, feed.shapes, share, *beside))
+
+
+def compile_step(system, config, devices) -> Program:
+    """Compiles the same; raises as `trace_step`."""
+    step = trace_step(system, config, devices)
     begin, compiled, refused = time.monotonic(), None, ""
     # A program for devices that are not there cannot be read back from the cache.
     cached = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     try:
-        compiled = traced.lower().compile()
+        compiled = step.traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         refused = str(error)
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
-    return Program(
-        mesh,
-        held,
-        flops.of_jaxpr(traced.jaxpr.jaxpr),
-        sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        compiled,
-        refused,
-        time.monotonic() - begin,
-    )
+    seconds = time.monotonic() - begin
+    return Program(step.mesh, step.held, step.parameters, step.count, compiled, refused, seconds)
 
 
 def without_data(config):
