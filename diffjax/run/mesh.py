@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -44,12 +45,17 @@ def make_mesh(sizes: dict[str, int], devices: Sequence | None = None) -> Mesh:
     # make_mesh gives otherwise refuses plain indexing.
     auto = (AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", None) for device in devices})
+    if any(device.device_kind == "TPU v4" and device.core_on_chip for device in devices):
+        # Without the chip its two cores are compiled for one by one, which make_mesh refuses.
+        return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=auto)
     if slices == 1:
         return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
     if shape[0] % slices:
         raise UserError(f"config.mesh.data={shape[0]} does not divide over {slices} slices")
     inside, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1)
-    grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
+    grid = mesh_utils.create_hybrid_device_mesh(
+        inside, across, devices, allow_split_physical_axes=True
+    )
     return Mesh(grid, AXES, axis_types=auto)
 
 

@@ -1,7 +1,10 @@
 """What a compiled step costs, in numbers: memory, exchanges, work, the least time."""
 
+import contextlib
 import dataclasses
+import os
 import re
+import sys
 
 from diffjax.run.pods import collectives, hlo, roofline, work
 from diffjax.run.pods.chips import Chip
@@ -21,7 +24,8 @@ class Costs:
       exchanges: the collectives, of one device; None where the compiler gives no text.
       multiplied: FLOPs that the text has, loops by their length; None where it does not tell.
       once: FLOPs by XLA's `cost_analysis`, the body of a loop once; None where it gives none.
-      moved: bytes to and from memory, loops by their length; None without text.
+      moved: bytes to and from memory, loops by their length; without text no more than what must
+        be: arguments are read once, outputs written once.
       bound: the least time; None without a row.
     """
 
@@ -58,7 +62,8 @@ def of(program: Program, chip: Chip | None, room: int | None = None) -> Costs:
     found = compiled.cost_analysis() or {}
     once = found.get("flops")
     module = read(compiled)
-    exchanges = multiplied = moved = bound = None
+    exchanges = multiplied = bound = None
+    moved = float(memory["arguments"] + memory["outputs"])
     slices = slices_of(program.mesh)
     if module is not None:
         exchanges = collectives.find(module, program.mesh.size // slices, slices)
@@ -117,9 +122,25 @@ def asked(refusal: str, each: int = 1) -> int | None:
 def read(compiled) -> hlo.Module | None:
     """The program's text; None where the compiler gives none, as for TPU7x."""
     try:
-        return hlo.parse(compiled.as_text())
+        with silenced():
+            text = compiled.as_text()
+        return hlo.parse(text)
     except Exception:  # of whatever kind the compiler's own failure is
         return None
+
+
+@contextlib.contextmanager
+def silenced():
+    """Keeps what libraries write to standard error by themselves, such as stack traces, away."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def slices_of(mesh) -> int:

@@ -182,6 +182,8 @@ def _bound(config, cost: costs.Costs) -> list[str]:
     for what, seconds in bound.seconds.items():
         time = "unavailable" if seconds is None else f"{1e3 * seconds:.4g} ms"
         said.append(f"  {what:<10}{time:>14}  {rates[what]}".rstrip())
+    if cost.exchanges is None:
+        said.append("  loose: without a text only what must be read and written once is known")
     if not bound.least:
         return said
     said.append(

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import inspect
 import math
+import os
 import re
 from types import SimpleNamespace
 
@@ -292,18 +293,19 @@ def test_a_refused_step_is_status_1_too(config, program, monkeypatch, capsys):
     assert "needs 20.00 GiB of the 15.75 GiB that a TPU v5e has" in err and err.count("\n") == 1
 
 
-def test_no_text_is_said(config, program):
+def test_no_text_is_said(config, program, capfd):
     mute = SimpleNamespace(
         memory_analysis=program.compiled.memory_analysis,
         cost_analysis=program.compiled.cost_analysis,
-        as_text=lambda: 1 / 0,
+        as_text=lambda: os.write(2, b"a stack trace") / 0,
     )
     silent = dataclasses.replace(program, compiled=mute)
     cost = costs.of(silent, CHIP)
     text = "\n".join(report.lines(config, topologies.parse("cpu"), silent, cost))
+    assert not capfd.readouterr().err
     assert "exchanges   unavailable" in text and "compiled: unavailable, no text" in text
-    assert re.search(r"memory +unavailable", text) and re.search(r"compute +[\d.]+", text)
-    assert cost.bound.limit == "compute"
+    assert re.search(r"links +unavailable", text) and "loose" in text
+    assert cost.moved == cost.memory["arguments"] + cost.memory["outputs"]
 
 
 def test_what_has_no_single_step_is_told(root, capsys):
