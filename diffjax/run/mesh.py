@@ -49,7 +49,11 @@ def make_mesh(sizes: dict[str, int], devices: Sequence | None = None) -> Mesh:
         # Without the chip its two cores are compiled for one by one, which make_mesh refuses.
         return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=auto)
     if slices == 1:
-        return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
+        try:
+            return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
+        except NotImplementedError:  # an axis of the mesh is no whole axes of the chips' network
+            grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+            return Mesh(grid, AXES, axis_types=auto)
     if shape[0] % slices:
         raise UserError(f"config.mesh.data={shape[0]} does not divide over {slices} slices")
     inside, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1)
