@@ -10,6 +10,7 @@ from pathlib import Path
 
 from diffjax.errors import UserError, command
 from diffjax.run import cli
+from diffjax.run.pods import topologies
 
 HERE = Path(__file__).resolve().parent
 
@@ -23,12 +24,20 @@ def main(argv: list[str]) -> int:
     add("--workdir", default="", help="the run directory; empty: runs/ and the config's name")
     add("--init_from", default="", help="fine-tune: a run directory or a .safetensors file")
     add("--dry_run", action="store_true", help="print parameters, FLOPs, memory, shapes; no step")
+    add("--compile_for", default="", help="a machine, as v5e:2x2, gpu or cpu: print costs; no step")
+    add("--num_slices", type=cli.positive, default=1, help="of --compile_for, joined by a network")
     add("--deterministic", action="store_true", help="the same bits each time on a GPU; slower")
     add("--profile_steps", default="", help="FIRST:LAST step to profile into workdir/profile")
     add("--distributed", default="", help="'auto' on a pod, or HOST:PORT,PROCESSES,INDEX")
     args = parser.parse(argv)
     config = cli.apply_overrides(cli.load_config(args.config), overrides)
     profile = cli.step_range("--profile_steps", args.profile_steps)
+    topology = None
+    if args.compile_for:
+        topology = topologies.parse(args.compile_for, args.num_slices)
+        topologies.prepare(topology)
+    elif args.num_slices != 1:
+        raise UserError("--num_slices: of --compile_for; training itself asks the machine")
     if args.deterministic:
         flags = "--xla_gpu_exclude_nondeterministic_ops=true"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
@@ -40,6 +49,10 @@ def main(argv: list[str]) -> int:
     workdir = Path(args.workdir or f"runs/{config.name}")
     if args.init_from and Path(args.init_from).resolve() == workdir.resolve():
         raise UserError("--init_from is the workdir itself: the same command resumes without it")
+    if topology is not None:
+        from diffjax.run.pods import report
+
+        return report.report_all(systems, config, workdir, topology)
     stages = systems.stages(config, workdir)
     if len(stages) > 1 and (args.init_from or profile):
         flag = "--init_from" if args.init_from else "--profile_steps"

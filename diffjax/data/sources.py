@@ -12,6 +12,7 @@ from diffjax.data.base import ArraySource, LazySource, Source, reduced
 from diffjax.data.npz import read_npz
 from diffjax.data.picture_files import list_folder, list_zip, open_pictures
 from diffjax.data.reading import not_found, open_zip
+from diffjax.data.stand_in import PREFIX, open_shapes
 from diffjax.data.tfds import folder_of, open_tfds
 from diffjax.errors import UserError, did_you_mean
 
@@ -42,6 +43,7 @@ def open_source(
     """Opens a data set by what its path leads to.
 
     - "emoji": the set inside the package (`embedded`).
+    - "shapes:HxWxC[:CLASSES]": no pictures, only their shape (`stand_in.open_shapes`).
     - "tfds:NAME[:CONFIG]", or a folder with dataset_info.json: TFDS (`tfds.open_tfds`).
     - a folder of pictures, labelled by its first-level subfolders (`picture_files.labels_of`), or
       of nothing but subfolders train, test, val: then these are its splits.
@@ -63,6 +65,8 @@ def open_source(
     if path == "emoji":
         _only_train(path, split)
         return reduced(embedded(), image_size)
+    if path.startswith(PREFIX):
+        return open_shapes(path, image_size)
     if path.startswith("tfds:"):
         return open_tfds(folder_of(path.removeprefix("tfds:")), split, image_size)
     place = Path(path).expanduser()

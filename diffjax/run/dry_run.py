@@ -28,11 +28,7 @@ def report(system: System, config) -> int:
     beside = [] if system.beside is None else [system.beside(mesh)[0]]
     feed = make_feed(system, config, mesh)
     share = jax.ShapeDtypeStruct((), jnp.float32, sharding=meshes.replicated(mesh))
-    step = jax.jit(
-        update.step_function(system, config, feed, mesh),
-        donate_argnums=0,
-        out_shardings=(shardings, meshes.replicated(mesh)),
-    )
+    step = update.jitted_step(system, config, feed, mesh, shardings)
     compiled = step.lower(state, feed.shapes, share, *beside).compile()
     costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     print(f"devices     {of_mesh(mesh)}")

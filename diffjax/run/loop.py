@@ -140,11 +140,7 @@ def train(
             )  # last: it says that all are made
 
     # ---- the step, compiled once ------------------------------------------------------------
-    run_step = jax.jit(
-        update.step_function(system, config, feed, mesh),
-        donate_argnums=0,
-        out_shardings=(shardings, meshes.replicated(mesh)),
-    )
+    run_step = update.jitted_step(system, config, feed, mesh, shardings)
     place = meshes.replicated(mesh)
     data = feed.start(step)
     pending, in_flight = [], collections.deque()

@@ -1,8 +1,11 @@
 """Devices as one mesh, and where each array lives on it."""
 
 import re
+from collections.abc import Sequence
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffjax.errors import UserError
@@ -12,17 +15,21 @@ LOCAL = {"data": -1}  # all devices as data, for sampling
 BATCH = PartitionSpec(("data", "fsdp"))  # fsdp devices hold other rows and other parameters
 
 
-def make_mesh(sizes: dict[str, int]) -> Mesh:
+def make_mesh(sizes: dict[str, int], devices: Sequence | None = None) -> Mesh:
     """Returns the mesh over all devices; one size may be -1 (what is left).
 
     Args:
       sizes: {"data": -1, "fsdp": 1, "tensor": 1, "context": 1}, a config's `mesh`.
+      devices: all that JAX finds, where it is None. Of several slices of TPUs, `data` is cut over
+        the slices first: only gradients cross the network between them.
 
     Raises:
-      UserError: where the sizes' product is not the number of devices.
+      UserError: where the sizes' product is not the number of devices, or slices do not divide
+        `data`.
     """
     shape = [int(sizes.get(axis, 1)) for axis in AXES]
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     if any(n < 1 and n != -1 for n in shape) or shape.count(-1) > 1:
         raise UserError(f"config.mesh {dict(zip(AXES, shape))}: sizes are >= 1, one may be -1")
     fixed = 1
@@ -36,7 +43,24 @@ def make_mesh(sizes: dict[str, int]) -> Mesh:
         raise UserError(f"config.mesh {given} does not make {count} devices")
     # Auto axes: shardings are hints on arrays and XLA does the rest; the explicit mode that
     # make_mesh gives otherwise refuses plain indexing.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    auto = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if any(device.device_kind == "TPU v4" and device.core_on_chip for device in devices):
+        # Without the chip its two cores are compiled for one by one, which make_mesh refuses.
+        return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=auto)
+    if slices == 1:
+        try:
+            return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
+        except NotImplementedError:  # an axis of the mesh is no whole axes of the chips' network
+            grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+            return Mesh(grid, AXES, axis_types=auto)
+    if shape[0] % slices:
+        raise UserError(f"config.mesh.data={shape[0]} does not divide over {slices} slices")
+    inside, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1)
+    grid = mesh_utils.create_hybrid_device_mesh(
+        inside, across, devices, allow_split_physical_axes=True
+    )
+    return Mesh(grid, AXES, axis_types=auto)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -214,6 +214,18 @@ def step_function(system: System, config, feed, mesh: Mesh) -> Callable:
     return step
 
 
+def jitted_step(system: System, config, feed, mesh: Mesh, shardings: State) -> Callable:
+    """Returns `step_function` as every run compiles it: the state donated, and left where it was.
+
+    shardings: of the state, from `state_shapes`.
+    """
+    return jax.jit(
+        step_function(system, config, feed, mesh),
+        donate_argnums=0,
+        out_shardings=(shardings, meshes.replicated(mesh)),
+    )
+
+
 def check_batch(config, mesh: Mesh) -> None:
     """Raises `UserError` where the global batch does not divide over devices and slices."""
     if config.batch_size < 1 or config.accumulate < 1:
