@@ -236,7 +236,7 @@ def test_the_report_of_a_training_step(tiny_config, config, program, monkeypatch
     assert train.main([*tiny_config, *words]) == 0
     out = capsys.readouterr().out
     assert made[0][2] == jax.devices() and made[0][1].mesh.fsdp == 2
-    assert out.startswith(f"step        {config.name}: batch 8, {program.parameters:,} parameters")
+    assert f"step        {config.name}: batch 8, {program.parameters:,} parameters\n" in out
     assert f"FLOPs       {program.count.flops:.4g} a step" in out
     assert "all-reduce" in out and "8 x cpu (data 4 x fsdp 2" in out
 
@@ -332,6 +332,6 @@ def test_a_tpu_s_report(tiny_config, slices, capsys):
     out = capsys.readouterr().out
     assert f"{4 * slices} chips: {4 * slices} x TPU v5 lite" in out and "of 15.75 GiB" in out
     (times,) = re.findall(r"loops by their length: ([\d.]+) times as many", out)
-    assert 1 <= float(times) < 1.01
-    assert ("slices" in out.split("exchanges")[1]) == (slices > 1)
+    assert 0.97 < float(times) < 1.01  # products of a single term become other instructions
+    assert (", slices" in out) == (slices > 1)
     assert "steps an hour" in out
