@@ -23,7 +23,8 @@ from diffjax.run.pods import chips, costs, report, roofline, step, topologies
 here = importlib.util.find_spec("libtpu") is not None
 needs_libtpu = pytest.mark.skipif(not here, reason="libtpu is not installed (extra tpu)")
 # What `prepare` sets: as it was, after the test.
-VARIABLES = ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD")
+VARIABLES = ("JAX_PLATFORMS", "JAX_ENABLE_COMPILATION_CACHE")
+VARIABLES += ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD")
 VARIABLES += ("TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID", "TPU_MIN_LOG_LEVEL", "TPU_ACCELERATOR_TYPE")
 
 
@@ -69,6 +70,11 @@ def test_slices_are_of_tpus(capsys):
     assert train.main(["--compile_for", "cpu", "--num_slices", "2"]) == 2
     assert train.main(["--num_slices", "2"]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_flags_of_a_run_are_refused(capsys):
+    assert train.main(["--compile_for", "cpu", "--distributed", "auto"]) == 2
+    assert "--distributed: of a run" in capsys.readouterr().err
 
 
 def test_without_libtpu_the_extra_is_named(monkeypatch, capsys):
