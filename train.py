@@ -34,6 +34,9 @@ def main(argv: list[str]) -> int:
     profile = cli.step_range("--profile_steps", args.profile_steps)
     topology = None
     if args.compile_for:
+        for flag in ("init_from", "dry_run", "profile_steps", "distributed"):
+            if getattr(args, flag):
+                raise UserError(f"--{flag}: of a run, and --compile_for makes none")
         topology = topologies.parse(args.compile_for, args.num_slices)
         topologies.prepare(topology)
     elif args.num_slices != 1:

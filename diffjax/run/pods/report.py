@@ -19,6 +19,7 @@ def report(system, config, topology: topologies.Topology) -> int:
       UserError: devices, config, mesh or batch that cannot be used.
     """
     devices = topologies.devices(topology)
+    print(f"compiling   for {topology.name}: minutes, for a large network", flush=True)
     program = compile_step(system, config, devices)
     cost = cost_of(program, topology)
     print("\n".join(lines(config, topology, program, cost)), flush=True)

@@ -85,17 +85,12 @@ def compile_step(system, config, devices) -> Program:
     """Compiles the same; raises as `trace_step`."""
     step = trace_step(system, config, devices)
     begin, compiled, refused = time.monotonic(), None, ""
-    # A program for devices that are not there cannot be read back from the cache.
-    cached = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
     try:
         compiled = step.traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         refused = str(error)
-    finally:
-        jax.config.update("jax_enable_compilation_cache", cached)
     seconds = time.monotonic() - begin
     return Program(step.mesh, step.held, step.parameters, step.count, compiled, refused, seconds)
 

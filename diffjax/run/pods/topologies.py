@@ -83,6 +83,8 @@ def prepare(topology: Topology) -> None:
     Raises:
       UserError: no libtpu.
     """
+    # A program for devices that are not there cannot be read back; others are to be compiled now.
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     if topology.kind == "gpu":
         return
     # The local accelerator is neither needed nor waited for.

@@ -93,25 +93,15 @@ def _traffic(module: hlo.Module, name: str, instruction: hlo.Instruction) -> int
     opcode = instruction.opcode
     if opcode in STILL or opcode.endswith(("-done", "-update")):
         return 0
-    if (
-        opcode == "custom-call"
-        and instruction.attribute(
-            "custom_call_target",
-        )
-        is not None
-    ):
-        target = instruction.attribute("custom_call_target").strip('"')
-        if target in NAMED:
-            return 0
+    target = instruction.attribute("custom_call_target") if opcode == "custom-call" else None
+    if target is not None and target.strip('"') in NAMED:
+        return 0
     operands = module.operands(name, instruction)
     if opcode == "fusion":
-        called = instruction.attribute("calls")
-        read = sum(
-            min(_large(operand.shapes), _read(module, called, i) or 0)
-            if _read(module, called, i) is not None
-            else _large(operand.shapes)
-            for i, operand in enumerate(operands)
-        )
+        called, read = instruction.attribute("calls"), 0
+        for i, operand in enumerate(operands):
+            whole, sliced = _large(operand.shapes), _read(module, called, i)
+            read += whole if sliced is None else min(whole, sliced)
         return read + _written(module, called, instruction)
     if opcode in ("dynamic-slice", "slice", "gather"):
         place = 0 if operands and operands[0].shapes[0].space else instruction.bytes

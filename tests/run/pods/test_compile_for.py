@@ -23,7 +23,8 @@ from diffjax.run.pods import chips, costs, report, roofline, step, topologies
 here = importlib.util.find_spec("libtpu") is not None
 needs_libtpu = pytest.mark.skipif(not here, reason="libtpu is not installed (extra tpu)")
 # What `prepare` sets: as it was, after the test.
-VARIABLES = ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD")
+VARIABLES = ("JAX_PLATFORMS", "JAX_ENABLE_COMPILATION_CACHE")
+VARIABLES += ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD")
 VARIABLES += ("TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID", "TPU_MIN_LOG_LEVEL", "TPU_ACCELERATOR_TYPE")
 
 
@@ -69,6 +70,11 @@ def test_slices_are_of_tpus(capsys):
     assert train.main(["--compile_for", "cpu", "--num_slices", "2"]) == 2
     assert train.main(["--num_slices", "2"]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_flags_of_a_run_are_refused(capsys):
+    assert train.main(["--compile_for", "cpu", "--distributed", "auto"]) == 2
+    assert "--distributed: of a run" in capsys.readouterr().err
 
 
 def test_without_libtpu_the_extra_is_named(monkeypatch, capsys):
@@ -236,7 +242,7 @@ def test_the_report_of_a_training_step(tiny_config, config, program, monkeypatch
     assert train.main([*tiny_config, *words]) == 0
     out = capsys.readouterr().out
     assert made[0][2] == jax.devices() and made[0][1].mesh.fsdp == 2
-    assert out.startswith(f"step        {config.name}: batch 8, {program.parameters:,} parameters")
+    assert f"step        {config.name}: batch 8, {program.parameters:,} parameters\n" in out
     assert f"FLOPs       {program.count.flops:.4g} a step" in out
     assert "all-reduce" in out and "8 x cpu (data 4 x fsdp 2" in out
 
@@ -332,6 +338,6 @@ def test_a_tpu_s_report(tiny_config, slices, capsys):
     out = capsys.readouterr().out
     assert f"{4 * slices} chips: {4 * slices} x TPU v5 lite" in out and "of 15.75 GiB" in out
     (times,) = re.findall(r"loops by their length: ([\d.]+) times as many", out)
-    assert 1 <= float(times) < 1.01
-    assert ("slices" in out.split("exchanges")[1]) == (slices > 1)
+    assert 0.97 < float(times) < 1.01  # products of a single term become other instructions
+    assert (", slices" in out) == (slices > 1)
     assert "steps an hour" in out
