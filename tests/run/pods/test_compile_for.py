@@ -18,6 +18,7 @@ import train
 from diffjax import systems
 from diffjax.errors import UserError
 from diffjax.run import loop, update
+from diffjax.run import mesh as meshes
 from diffjax.run.pods import chips, costs, report, roofline, step, topologies
 
 here = importlib.util.find_spec("libtpu") is not None
@@ -327,6 +328,22 @@ def test_what_has_no_single_step_is_told(root, capsys):
 def test_libtpu_s_refusals_are_one_line(capsys):
     assert train.main(["--compile_for", "v5e:3x5"]) == 2
     assert "did you mean 'v5e:4x6'?" in capsys.readouterr().err
+
+
+@needs_libtpu
+def test_meshes_of_slices_and_of_parts_of_an_axis():
+    made = topologies.parse("v5e:4x4", 3)
+    topologies.prepare(made)
+    mesh = meshes.make_mesh({"data": -1, "fsdp": 8}, topologies.devices(made))
+    assert dict(mesh.shape) == {"data": 6, "fsdp": 8, "tensor": 1, "context": 1}
+    slices = [{device.slice_index for device in row.flat} for row in mesh.devices]
+    assert slices == [{0}, {0}, {1}, {1}, {2}, {2}]
+    with pytest.raises(UserError, match="does not divide over 3 slices"):
+        meshes.make_mesh({"data": 1, "fsdp": -1}, topologies.devices(made))
+    # 8 is no product of whole sides of 4x4x4; the cores of a v4 are devices of their own.
+    for name, count in (("v5p:4x4x4", 64), ("v4:2x2x1", 8)):
+        devices = topologies.devices(topologies.parse(name))
+        assert meshes.make_mesh({"data": -1, "fsdp": 8}, devices).size == count
 
 
 @needs_libtpu
