@@ -333,6 +333,7 @@ def test_what_g_starts_from_and_d_sees(base, top, batch, monkeypatch, sees):
     np.testing.assert_allclose(fed, x0 - mean if sees == "residual" else x0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_step_is_the_relay_s_own_of_one_level(base, top):
     run, relay, params, _ = base
     about = systems.load(run)[0].assets
@@ -385,6 +386,7 @@ def test_while_it_trains_it_starts_from_training_pictures(base, tiny_arrays):
         assert labels[i] == tiny_arrays["labels"][which]
 
 
+@pytest.mark.slow
 def test_what_cannot_be(base, trained, tmp_path):
     run, relay, _, _ = base
     with pytest.raises(UserError, match=r"config.relay.sees nothing|relay.sees"):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from diffjax.errors import UserError
 from diffjax.run.system import Backbone
-from diffjax.systems import picture_backbone
+from diffjax.systems import latents, picture_backbone
 from diffjax.systems.relay.request import Request, noise_levels
 
 
@@ -32,7 +32,7 @@ def make(config, net, shape, names, coefficients: Callable, default: Request) ->
     made = picture_backbone.make(
         config.network,
         net,
-        shape,
+        latents.identity(shape),
         names,
         picture_backbone.feed_wrapped(coefficients, lowest, first),
         std=settings.sigma_data,
