@@ -110,6 +110,11 @@ def chosen(args) -> dict:
     return json.loads(found.read_text())["fields"] if found.is_file() else {}
 
 
+def last_of(args) -> str:
+    """Where the last stage of a seed is: apart from another that was trained before the search."""
+    return "adversarial_chosen" if chosen(args) else "adversarial"
+
+
 def trained(config, workdir: Path) -> None:
     """What `train.py` does with a config."""
     for stage, place in systems.stages(config, workdir):
@@ -121,7 +126,8 @@ def train(args) -> None:
     # Not in the last stage's own directory: that is made first, and this is simpler to look at.
     place, parent = args.out / f"seed_{args.seed}", {}
     for stage in ("base", "distilled", "adversarial"):
-        run, own = place / stage, chosen(args) if stage == "adversarial" else {}
+        last = stage == "adversarial"
+        run, own = place / (last_of(args) if last else stage), chosen(args) if last else {}
         if not (run / sampling.WEIGHTS).is_file():
             (config, _), *_ = systems.stages(config_of(args, **parent, **own), place)
             if loop.train(systems.make(config), config, run):
@@ -212,11 +218,10 @@ def draw(args, net, test, run: Path, fields: dict, out: Path, ema: str = "", ste
     if out.is_file():
         return
     system, request, sampler, mesh = opened(run, tuple(fields.items()))
-    spread = len(test.labels) / args.num  # a test set may be sorted by class
     params, _ = sampling.load_params(system, run, mesh, ema=ema, step=step)
     found = sampling.collect(
         system, params, request, num=args.num, seed=5, batch=args.batch, mesh=mesh, run=sampler,
-        condition=lambda index: system.condition_like(request, test, (index * spread).astype(int)),
+        condition=lambda index: system.condition_like(request, test, index),
     )  # fmt: skip
     images = found["image"]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -240,8 +245,8 @@ def make_samples(args) -> None:
     features = args.out / "features"
     for seed in sorted(args.out.glob("seed_[0-9]")):
         for arm, (run, fields) in ARMS.items():
-            place = seed / (run or "adversarial")
-            draw(args, net, test, place, fields, features / f"{seed.name}.{arm}.npz")
+            place = seed / (run or last_of(args))
+            draw(args, net, test, place, fields, features / f"{name_of(args, seed, arm)}.npz")
     for name in ABLATIONS:
         run = args.out / "ablations" / name
         if not (run / sampling.WEIGHTS).is_file():
@@ -254,6 +259,11 @@ def make_samples(args) -> None:
                 ):
                     out = features / f"step.{name}.{step:07}.{'raw' if ema else 'ema'}.npz"
                     draw(args, net, test, run, {}, out, ema, step)
+
+
+def name_of(args, seed: Path, arm: str) -> str:
+    """Of the features of a seed's arm."""
+    return f"{seed.name}.{arm}" if ARMS[arm][0] else f"{seed.name}.{last_of(args)}.{arm}"
 
 
 def judge_of(args):
@@ -289,7 +299,7 @@ def score(args) -> None:
     load = lambda name: arm_of(args.out / "features" / f"{name}.npz", real, sharp)
     found, shown, seeds = {"judge": judge}, {}, []
     for seed in sorted(args.out.glob("seed_[0-9]")):
-        arms = {name: load(f"{seed.name}.{name}") for name in ARMS}
+        arms = {name: load(name_of(args, seed, name)) for name in ARMS}
         shown |= {f"{seed.name}.{name}": numbers(arm) for name, arm in arms.items()}
         seeds.append(of_seed(arms, judge["s_floor"]))
     found["claims"] = over_seeds(seeds)
@@ -336,11 +346,14 @@ def numbers(arm: Arm) -> dict:
 
 def everything(args) -> None:
     train_judge(args)
-    for args.seed in (0, 1):
+    args.until = "distilled"
+    for args.seed in (1, 0):
         train(args)
-    args.seed = 0
     search(args)
     choose_best(args)
+    args.until = ""
+    for args.seed in (0, 1):
+        train(args)
     ablate(args)
     make_samples(args)
     score(args)
@@ -368,6 +381,10 @@ def main(argv: list[str]) -> int:
     add("--batch", type=cli.positive, default=256, help="how many are sampled at a time")
     add("--toy", action="store_true", help="everything small, on the emoji of the package")
     args = parser.parse(argv)
+    choose(args.until, dict.fromkeys(("", "base", "distilled")), "--until")
+    names = SEARCH if args.phase == "search" else ABLATIONS
+    for name in filter(None, args.only.split(",")):
+        choose(name, names, "--only")
     devices.start()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.toy:

@@ -219,15 +219,18 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("phase", help="record, places, chance or watch")
     add("--out", type=Path, help="record: a new folder; watch: a GIF; else a JSON file")
-    add("--steps", type=cli.positive, default=60_000, help="in all; watch: of each game")
+    add("--steps", type=cli.positive, help="record: in all, 60,000; watch: of each game, 300")
     add("--seed", type=int, default=0, help="of the hands")
     add("--clips", type=Path, help="places: an .npz with real and imagined")
     add("--past", type=cli.positive, default=4, help="frames that are real in both")
     add("--offsets", type=lambda text: [int(n) for n in text.split(",")], default=[10, 50])
     add("--against", type=Path, help="chance: metrics.jsonl of a run that was played for scores")
     add("--run", type=Path, help="watch: a run directory")
-    add("--games", type=cli.positive, default=100, help="chance: at random; watch: filmed")
+    add("--games", type=cli.positive, help="chance: at random, 100; watch: filmed, 1")
     args = parser.parse(argv)
+    film = args.phase == "watch"
+    args.steps = args.steps or (300 if film else 60_000)
+    args.games = args.games or (1 if film else 100)
     phases = {"record": record, "places": compare, "chance": chance, "watch": watch}
     choose(args.phase, phases, "phase")(args)
     return 0

@@ -44,9 +44,12 @@ def make_mesh(sizes: dict[str, int], devices: Sequence | None = None) -> Mesh:
     # Auto axes: shardings are hints on arrays and XLA does the rest; the explicit mode that
     # make_mesh gives otherwise refuses plain indexing.
     auto = (AxisType.Auto,) * len(AXES)
-    slices = len({getattr(device, "slice_index", None) for device in devices})
+    slices = slices_of(devices)
+    if shape[0] % slices:
+        raise UserError(f"config.mesh.data={shape[0]} does not divide over {slices} slices")
     if any(device.device_kind == "TPU v4" and device.core_on_chip for device in devices):
         # Without the chip its two cores are compiled for one by one, which make_mesh refuses.
+        devices = sorted(devices, key=lambda device: (getattr(device, "slice_index", 0), device.id))
         return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=auto)
     if slices == 1:
         try:
@@ -54,13 +57,16 @@ def make_mesh(sizes: dict[str, int], devices: Sequence | None = None) -> Mesh:
         except NotImplementedError:  # an axis of the mesh is no whole axes of the chips' network
             grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
             return Mesh(grid, AXES, axis_types=auto)
-    if shape[0] % slices:
-        raise UserError(f"config.mesh.data={shape[0]} does not divide over {slices} slices")
     inside, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1)
     grid = mesh_utils.create_hybrid_device_mesh(
         inside, across, devices, allow_split_physical_axes=True
     )
     return Mesh(grid, AXES, axis_types=auto)
+
+
+def slices_of(devices) -> int:
+    """How many slices of TPUs, or how many networks of other devices, these are in."""
+    return len({getattr(device, "slice_index", None) for device in devices})
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -164,6 +164,13 @@ def _mark(about: dict, weights: dict) -> str:
     return fingerprint(*parts)
 
 
+def _numbers(value) -> bool:
+    """Whether it is a list of numbers of JSON, finite in float32."""
+    if not isinstance(value, list) or not all(isinstance(n, int | float) for n in value):
+        return False
+    return len(value) > 0 and all(abs(n) < np.finfo(np.float32).max for n in value)
+
+
 def _checked(assets: dict, where: str) -> str:
     """Returns the fingerprint of the assets; `UserError` where they are not what they should be."""
     about, weights = assets.get(ABOUT), assets.get(WEIGHTS)
@@ -172,12 +179,13 @@ def _checked(assets: dict, where: str) -> str:
             f"{where}: lacks assets/{ABOUT}.json or assets/{WEIGHTS}.safetensors, the autoencoder "
             "that its latents are of"
         )
-    numbers = lambda v: isinstance(v, list) and v and all(isinstance(n, int | float) for n in v)
+    network = about.get("network")
     if (
-        not isinstance(about.get("network"), dict)
-        or not all(numbers(about.get(name)) for name in ("mean", "std"))
+        not isinstance(network, dict)
+        or not isinstance(network.get("kind"), str)
+        or any("." in name for name in network)
+        or not all(_numbers(about.get(name)) for name in ("mean", "std"))
         or len(about["mean"]) != len(about["std"])
-        or not np.all(np.isfinite([about["mean"], about["std"]]))
     ):
         raise UserError(f"{where}: assets/{ABOUT}.json does not say network, mean and std")
     if about.get("fingerprint") != _mark(about, weights):

@@ -389,7 +389,7 @@ def test_while_it_trains_it_starts_from_training_pictures(base, tiny_arrays):
 @pytest.mark.slow
 def test_what_cannot_be(base, trained, tmp_path):
     run, relay, _, _ = base
-    with pytest.raises(UserError, match=r"config.relay.sees nothing|relay.sees"):
+    with pytest.raises(UserError, match="config.relay.sees"):
         apt_runs.of(run, relay__sees="nothing")
     with pytest.raises(UserError, match="config.relay.sees: samples of a run of edm do not start"):
         apt_runs.of(trained, relay__sees="residual")

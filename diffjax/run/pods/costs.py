@@ -5,7 +5,9 @@ import dataclasses
 import os
 import re
 import sys
+from collections.abc import Callable
 
+from diffjax.run import mesh as meshes
 from diffjax.run.pods import collectives, hlo, roofline, work
 from diffjax.run.pods.chips import Chip
 from diffjax.run.pods.step import Program
@@ -50,10 +52,10 @@ def of(program: Program, chip: Chip | None, room: int | None = None) -> Costs:
     """Returns the costs of a program.
 
     Args:
-      room: bytes of a chip, where it is no row of the table that knows them.
+      room: bytes of a device, as it says itself; before what the table knows of its kind.
     """
     each = chip.devices if chip else 1
-    room = chip.room * each if chip else room
+    room = chip.room * each if chip and room is None else room
     count = program.mesh.size // each
     compiled = program.compiled
     if compiled is None:
@@ -64,12 +66,12 @@ def of(program: Program, chip: Chip | None, room: int | None = None) -> Costs:
     module = read(compiled)
     exchanges = multiplied = bound = None
     moved = float(memory["arguments"] + memory["outputs"])
-    slices = slices_of(program.mesh)
+    slices = meshes.slices_of(program.mesh.devices.flat)
     if module is not None:
-        exchanges = collectives.find(module, program.mesh.size // slices, slices)
-        flops = work.multiplied(module)
+        exchanges = understood(collectives.find, module, program.mesh.size // slices, slices)
+        flops, traffic = understood(work.multiplied, module), understood(work.moved, module)
         multiplied = None if flops is None else flops * each
-        moved = work.moved(module) * each
+        moved = moved if traffic is None else traffic * each
     if chip is not None:
         sent = lambda between: each * sum(e.sent for e in exchanges if e.between == between)
         bound = roofline.bound(
@@ -129,6 +131,14 @@ def read(compiled) -> hlo.Module | None:
         return None
 
 
+def understood(count: Callable, module: hlo.Module, *args):
+    """count(module, ...); None of a text that is not of the form that `count` reads."""
+    try:
+        return count(module, *args)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return None
+
+
 @contextlib.contextmanager
 def silenced():
     """Keeps what libraries write to standard error by themselves, such as stack traces, away."""
@@ -141,8 +151,3 @@ def silenced():
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def slices_of(mesh) -> int:
-    """How many slices the devices of a mesh are in."""
-    return len({getattr(device, "slice_index", None) for device in mesh.devices.flat})

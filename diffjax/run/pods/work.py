@@ -18,6 +18,9 @@ def multiplied(module: hlo.Module) -> float | None:
     """FLOPs of matrix products and convolutions, as `flops.count`; None where a library has them.
 
     On a GPU they are calls of cuBLAS and cuDNN, whose text does not say what they multiply.
+
+    Raises:
+      ValueError: a product or a convolution whose sizes cannot be read.
     """
     total = 0
     for run in module.runs:
@@ -27,10 +30,12 @@ def multiplied(module: hlo.Module) -> float | None:
         ):
             return None
         operands = module.operands(run.computation, instruction)
-        if instruction.opcode == "dot" and len(operands) == 2:
-            total += run.times * _dot(instruction, operands)
-        elif instruction.opcode == "convolution" and len(operands) == 2:
-            total += run.times * _convolution(instruction, operands)
+        count = {"dot": _dot, "convolution": _convolution}.get(instruction.opcode)
+        if count is None:
+            continue
+        if len(operands) != 2:
+            raise ValueError(f"{instruction.name}: {len(operands)} operands are known, not 2")
+        total += run.times * count(instruction, operands)
     return float(total)
 
 
@@ -49,7 +54,7 @@ def _convolution(instruction: hlo.Instruction, operands) -> int:
     out = instruction.shapes[0].sizes
     found = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.rest)
     if not found:
-        return 0
+        raise ValueError(f"{instruction.name}: no dim_labels")
     lefts, kernels, outs = found.groups()
     window = re.search(r"window=\{([^}]*)\}", instruction.rest)
     settings = dict(item.split("=") for item in window[1].split()) if window else {}

@@ -67,7 +67,8 @@ def make(config, assets: dict | None = None) -> System:
         return base.condition_like(theirs(request), source, index)
 
     def on_its_path(params, keys, given, request) -> Problem:
-        # All but the denoiser, which is told no guidance, and the grid is the base's own.
+        # The start and the noise are the base's own. The process is training's, whatever its own
+        # sampling makes of the blur; the denoiser is told no guidance.
         its = base.problem(params, keys, given, theirs(request))
         denoise = lambda x, t: base.denoiser(params, x, jnp.maximum(t, backbone.lowest), given[0])
         grid = own_path.grid(request.steps, request.shift, end)

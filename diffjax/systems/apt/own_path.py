@@ -15,12 +15,16 @@ here each frequency has its own. So nothing is converted. One step of distillati
 
 x' is relay diffusion's own step without new noise (eta = 0), `samplers.ddim` with delta = 0.
 
-**Why the target is right.** With D = E[x0 | x_t] it is a step along dx/dt = A' D + sigma' n^, the
-mean of the paths' velocities that meet in x. Whatever A and the colour of n, this field carries the
-distribution of x_t from t to t' (it is flow matching's argument, Lipman et al. 2023, theorem 1, and
-uses no score). Then x0 = f(x, t), its end at t = 0, is constant along it, f(x, 0) = x since A(0) =
-1, and E |..|^2 is least where the student is f. The step holds D and n^ still, so that it errs by
-O(h^2); with the solver `heun` the means of both ends' D are held, relay's second-order corrector.
+**Why the target is right.** With D = E[x0 | x_t] it is a step along
+
+    dx/dt = dA/dt D + dsigma/dt n^
+
+the mean of the paths' velocities that meet in x. Whatever A and the colour of n, this field carries
+the distribution of x_t from t to t' (it is flow matching's argument, Lipman et al. 2023, theorem 1,
+and uses no score). Then x0 = f(x, t), its end at t = 0, is constant along it, f(x, 0) = x since
+A(0) = 1, and E |..|^2 is least where the student is f. The step holds D and n^ still, so that it
+errs by O(h^2); with the solver `heun` the means of both ends' D are held, relay's second-order
+corrector.
 
 Where A = 1, all of this is `consistency` on the same times (a test holds it), the loss's weight
 included: u is the straight path's time.

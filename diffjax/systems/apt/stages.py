@@ -19,10 +19,11 @@ from diffjax.systems.apt import adversary, origins, student
 
 STAGES = ("distil", "adversarial")
 # Groups that a run of one stage does not have.
-FOREIGN = {"distil": ("distil", "pretrain", "adversarial"), "adversarial": ("distil", "pretrain")}
+FOREIGN = {
+    "distil": ("distil", "pretrain", "adversarial", "relay"),
+    "adversarial": ("distil", "pretrain", "distillation"),
+}
 PARENT = "parent"  # a field of bases whose samples start from those of another run
-FOREIGN["adversarial"] += ("distillation",)
-FOREIGN["distil"] += ("relay",)
 
 
 def stages(config, workdir: Path) -> list[tuple[ConfigDict, Path]]:

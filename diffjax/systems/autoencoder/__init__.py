@@ -156,7 +156,12 @@ def _some(source) -> np.ndarray:
 
 def _kept(assets: dict, shape) -> np.ndarray:
     kept = assets.get(PICTURES)
-    if not isinstance(kept, np.ndarray) or kept.dtype != np.uint8 or kept.shape[1:] != shape:
+    if (
+        not isinstance(kept, np.ndarray)
+        or kept.dtype != np.uint8
+        or not len(kept)
+        or kept.shape[1:] != shape
+    ):
         raise UserError(f"the run directory lacks assets/{PICTURES}.npy, pictures of its data")
     return kept
 

@@ -68,9 +68,10 @@ def test_refused_names_are_one_line_and_status_2(name, capsys):
 
 
 def test_slices_are_of_tpus(capsys):
-    assert train.main(["--compile_for", "cpu", "--num_slices", "2"]) == 2
-    assert train.main(["--num_slices", "2"]) == 2
-    assert capsys.readouterr().err.count("\n") == 2
+    for words in (["--compile_for", "cpu", "--num_slices", "2"], ["--num_slices", "2"]):
+        assert train.main(words) == 2
+        err = capsys.readouterr().err
+        assert "--num_slices" in err and err.count("\n") == 1
 
 
 def test_flags_of_a_run_are_refused(capsys):
