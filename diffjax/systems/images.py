@@ -72,6 +72,11 @@ def describe(source) -> dict:
     }
 
 
+def by_sides(shape) -> str:
+    """A shape as people write it: 64x64x3."""
+    return "x".join(map(str, shape))
+
+
 def described(assets: dict, frames: int = 0) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Returns (image shape, class names) of the assets; `UserError` where they are not such.
 

@@ -82,10 +82,9 @@ def adopt(name: str, about: dict) -> dict:
         raise UserError(f"{where}: is not finished: train it to its end")
     shape, _ = images.described(theirs)
     if list(shape) != list(about["image_shape"]):
-        by = lambda s: "x".join(map(str, s))
         raise UserError(
-            f"{where}: its pictures are {by(shape)} (height, width, channels), those of the data "
-            f"{by(about['image_shape'])}"
+            f"{where}: its pictures are {images.by_sides(shape)} (height, width, channels), "
+            f"those of the data {images.by_sides(about['image_shape'])}"
         )
     assets = {ABOUT: theirs[ABOUT], WEIGHTS: trees.load(workdir / sampling.WEIGHTS)}
     mark = _checked(assets, where)

@@ -168,8 +168,10 @@ def _kept(assets: dict, shape) -> np.ndarray:
 
 def _check_shape(source, shape, where: str) -> None:
     if tuple(source.image_shape) != tuple(shape):
-        by = lambda s: "x".join(map(str, s))
-        raise UserError(f"{where}: pictures of {by(source.image_shape)}, the run's are {by(shape)}")
+        raise UserError(
+            f"{where}: pictures of {images.by_sides(source.image_shape)}, the run's are "
+            f"{images.by_sides(shape)}"
+        )
 
 
 def _distances(outputs: dict) -> dict:

@@ -256,10 +256,10 @@ def _check_parent_on_disk(parent: str, low, names) -> None:
 
 
 def _check_fit(parent: str, shape, classes, low, names) -> None:
-    by = lambda s: "x".join(map(str, s))
     if tuple(shape) != tuple(low):
         raise UserError(
-            f"config.parent {parent} makes {by(shape)}, this stage starts from {by(low)}"
+            f"config.parent {parent} makes {images.by_sides(shape)}, this stage starts from "
+            f"{images.by_sides(low)}"
         )
     if classes and tuple(classes) != tuple(names):
         raise UserError(f"config.parent {parent} has other classes than this stage")
